@@ -1,0 +1,10 @@
+//! Bytes in and out of archives: blocking code over `Read` and `Write`. Every writer is finished by value; one that is
+//! dropped unfinished leaves something that does not read as whole.
+
+pub mod compress;
+pub mod gzip;
+pub mod layout;
+pub mod pack;
+pub mod read;
+pub mod tarfile;
+pub mod tree;

@@ -1,0 +1,721 @@
+//! A directory tree into a tar, as it is: owners, modes, nanoseconds, links, holes, attributes, odd names. Read through
+//! directory handles, never through paths, so that a tree that changes meanwhile cannot lead the walk elsewhere.
+//! What could go wrong: a tree that is not the one that was meant (unmounted, replaced, emptied) and still counts as
+//! good; `finish` compares the root with what it was at the start.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::tarfile::{Kind, Meta, SparseMap, TarWriter};
+use crate::cancel::{Cancel, Interrupted};
+use crate::progress::Monitor;
+
+/// How a tree is read.
+#[derive(Debug, Clone)]
+pub struct TreeRules {
+    pub exclude: Exclude,
+    /// Directories that are left out whole: our own staging and state.
+    pub own_dirs: Vec<PathBuf>,
+    pub cross_mounts: bool,
+    pub allow_empty: bool,
+}
+
+/// Patterns of what is left out. Without a slash a pattern means a name at any depth, with one a path from the root.
+#[derive(Debug, Clone, Default)]
+pub struct Exclude {
+    patterns: Vec<String>,
+    set: GlobSet,
+}
+
+impl Exclude {
+    pub fn new(patterns: &[String]) -> Result<Self, (String, String)> {
+        let mut set = GlobSetBuilder::new();
+        for pattern in patterns {
+            let trimmed = pattern.trim_end_matches('/');
+            let anchored = match trimmed.strip_prefix('/') {
+                Some(rest) => rest.to_owned(),
+                None if trimmed.contains('/') => trimmed.to_owned(),
+                None => format!("**/{trimmed}"),
+            };
+            let glob = GlobBuilder::new(&anchored)
+                .literal_separator(true)
+                .backslash_escape(true)
+                .build()
+                .map_err(|e| (pattern.clone(), e.kind().to_string()))?;
+            set.add(glob);
+        }
+        let set = set.build().map_err(|e| (patterns.join(", "), e.to_string()))?;
+        Ok(Self { patterns: patterns.to_vec(), set })
+    }
+
+    pub fn patterns(&self) -> &[String] {
+        &self.patterns
+    }
+
+    fn hides(&self, relative: &[u8]) -> bool {
+        !self.set.is_empty() && self.set.is_match(Path::new(std::ffi::OsStr::from_bytes(relative)))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("{path} is not there")]
+    NoRoot { path: PathBuf },
+    #[error("{path} is not a directory")]
+    NotADirectory { path: PathBuf },
+    #[error("cannot read {path}")]
+    Root {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is empty")]
+    Empty { path: PathBuf },
+    #[error("another file system is mounted at {path}")]
+    Mount { path: PathBuf },
+    #[error("{path} was replaced, unmounted or mounted over while it was read")]
+    RootChanged { path: PathBuf },
+    #[error("{vanished} of {seen} entries below {path} vanished while it was read")]
+    Vanished { path: PathBuf, vanished: u64, seen: u64 },
+    #[error("cannot write the tar")]
+    Write(#[source] io::Error),
+}
+
+impl crate::hint::Hint for TreeError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Empty { .. } => {
+                "if that is right, set allow_empty = true; else look whether it is mounted".into()
+            }
+            Self::Mount { .. } => {
+                "give it a source of its own and exclude it here, or set cross_mounts = true to take it along"
+                    .into()
+            }
+            Self::NoRoot { .. } | Self::RootChanged { .. } => "is it mounted? see: findmnt".into(),
+            Self::Vanished { .. } => "is something deleting it? run the backup again when it is quiet".into(),
+            _ => return None,
+        })
+    }
+}
+
+/// At most this many names are listed one by one; the rest is counted.
+const LISTED: usize = 20;
+
+/// Things of one sort that happened to entries: the first names, and how many in all.
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    pub count: u64,
+    names: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, path: &[u8], detail: Option<&str>) {
+        self.count += 1;
+        if self.names.len() < LISTED {
+            let shown = show_name(path);
+            self.names.push(detail.map_or_else(|| shown.clone(), |d| format!("{shown} ({d})")));
+        }
+    }
+
+    /// One sentence; None when it did not happen.
+    pub fn sentence(&self, what: &str) -> Option<String> {
+        if self.count == 0 {
+            return None;
+        }
+        let more = self.count - self.names.len() as u64;
+        let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Some(format!("{what}: {}{tail}", self.names.join(", ")))
+    }
+}
+
+/// What was found in a tree.
+#[derive(Debug, Default, Clone)]
+pub struct TreeReport {
+    pub files: u64,
+    pub directories: u64,
+    pub symlinks: u64,
+    pub hardlinks: u64,
+    pub fifos: u64,
+    /// Bytes of all regular files, holes included, each hard-linked file once.
+    pub bytes: u64,
+    /// Headers in the tar.
+    pub entries: u64,
+    pub vanished: Tally,
+    pub unreadable: Tally,
+    pub changed: Tally,
+    pub skipped: Tally,
+}
+
+impl TreeReport {
+    pub fn warnings(&self) -> Vec<String> {
+        [
+            self.vanished.sentence("vanished while being read"),
+            self.changed.sentence("changed size while being read"),
+            self.skipped.sentence("not archived, sockets and devices"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Set when something could not be read: what is archived is then not all of it.
+    pub fn incomplete(&self) -> Option<String> {
+        self.unreadable.sentence("unreadable")
+    }
+}
+
+/// Writes the tree at `root` as entries `./…`, its own entry first.
+pub fn pack<W: Write>(
+    root: &Path,
+    rules: &TreeRules,
+    tar: &mut TarWriter<W>,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+) -> Result<TreeReport, TreeError> {
+    let mut packer = Packer { tar, links: HashMap::new(), buffer: vec![0; 1 << 20], cancel, monitor };
+    walk(root, rules, cancel, &mut packer)
+}
+
+/// What a tree holds, without its contents.
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    pub report: TreeReport,
+    /// SHA-256 over path, type, mode, owner, size and time of every entry, hex.
+    pub digest: String,
+}
+
+pub fn inventory(root: &Path, rules: &TreeRules, cancel: &Cancel) -> Result<Inventory, TreeError> {
+    let mut surveyor = Surveyor { hasher: Sha256::new() };
+    let report = walk(root, rules, cancel, &mut surveyor)?;
+    Ok(Inventory { report, digest: hex::encode(surveyor.hasher.finalize()) })
+}
+
+/// An entry that the walk found. Its parent is open; the entry itself is not.
+struct Found<'a> {
+    parent: BorrowedFd<'a>,
+    name: &'a CStr,
+    /// From the root, without a leading `./`.
+    relative: &'a [u8],
+    stat: Stat,
+    kind: FileType,
+}
+
+/// What to do with each entry.
+trait Visit {
+    /// A directory, already open. The root has an empty relative path.
+    fn directory(&mut self, fd: BorrowedFd<'_>, relative: &[u8], stat: &Stat) -> Result<(), TreeError>;
+    /// Anything else. An error of reading goes into the report; only writing and the signal end the walk.
+    fn other(&mut self, found: &Found<'_>, report: &mut TreeReport) -> Result<(), TreeError>;
+    fn entries(&self) -> u64;
+}
+
+struct Level {
+    fd: OwnedFd,
+    /// Names still to visit, last one next.
+    names: Vec<CString>,
+    /// Length of the relative path of this directory.
+    path_len: usize,
+}
+
+fn walk(
+    root: &Path,
+    rules: &TreeRules,
+    cancel: &Cancel,
+    visit: &mut dyn Visit,
+) -> Result<TreeReport, TreeError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| match e {
+        Errno::NOENT => TreeError::NoRoot { path: root.to_owned() },
+        Errno::NOTDIR => TreeError::NotADirectory { path: root.to_owned() },
+        e => TreeError::Root { path: root.to_owned(), source: e.into() },
+    })?;
+    let fail_root = |e: Errno| TreeError::Root { path: root.to_owned(), source: e.into() };
+    let top_stat = rustix::fs::fstat(&top).map_err(fail_root)?;
+    let own: Vec<(u64, u64)> = rules
+        .own_dirs
+        .iter()
+        .filter_map(|d| rustix::fs::stat(d).ok())
+        .map(|s| (s.st_dev, s.st_ino))
+        .collect();
+
+    let mut report = TreeReport { directories: 1, ..TreeReport::default() };
+    visit.directory(top.as_fd(), b"", &top_stat)?;
+    let names = list(top.as_fd()).map_err(fail_root)?;
+    let mut seen = 0u64;
+    let mut path: Vec<u8> = Vec::new();
+    let mut levels = vec![Level { fd: top, names, path_len: 0 }];
+
+    while let Some(level) = levels.last_mut() {
+        cancel.check()?;
+        let Some(name) = level.names.pop() else {
+            levels.pop();
+            continue;
+        };
+        path.truncate(level.path_len);
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.to_bytes());
+        if rules.exclude.hides(&path) {
+            continue;
+        }
+        seen += 1;
+        let stat = match rustix::fs::statat(&level.fd, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(s) => s,
+            Err(Errno::NOENT) => {
+                report.vanished.add(&path, None);
+                continue;
+            }
+            Err(e) => {
+                report.unreadable.add(&path, Some(&e.to_string()));
+                continue;
+            }
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if stat.st_dev != top_stat.st_dev && kind == FileType::Directory && !rules.cross_mounts {
+            return Err(TreeError::Mount { path: root.join(std::ffi::OsStr::from_bytes(&path)) });
+        }
+        if kind != FileType::Directory {
+            visit.other(
+                &Found { parent: level.fd.as_fd(), name: &name, relative: &path, stat, kind },
+                &mut report,
+            )?;
+            continue;
+        }
+        if own.contains(&(stat.st_dev, stat.st_ino)) {
+            continue;
+        }
+        let opened = rustix::fs::openat(&level.fd, &name, flags | OFlags::NOFOLLOW, Mode::empty())
+            .and_then(|fd| Ok((list(fd.as_fd())?, rustix::fs::fstat(&fd)?, fd)));
+        match opened {
+            Ok((names, stat, fd)) => {
+                report.directories += 1;
+                visit.directory(fd.as_fd(), &path, &stat)?;
+                levels.push(Level { fd, names, path_len: path.len() });
+            }
+            // ENOTDIR, ELOOP: it became something else between two looks, which is as gone as gone.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => report.vanished.add(&path, None),
+            Err(e) => report.unreadable.add(&path, Some(&e.to_string())),
+        }
+    }
+    report.entries = visit.entries();
+    check_end(root, rules, &top_stat, seen, &report)?;
+    Ok(report)
+}
+
+/// In a small tree one vanished file is more than 1 %, and still ordinary.
+const VANISHED_ORDINARY: u64 = 5;
+
+fn check_end(
+    root: &Path,
+    rules: &TreeRules,
+    start: &Stat,
+    seen: u64,
+    report: &TreeReport,
+) -> Result<(), TreeError> {
+    let path = root.to_owned();
+    match rustix::fs::stat(root) {
+        Ok(now) if (now.st_dev, now.st_ino) == (start.st_dev, start.st_ino) && now.st_nlink > 0 => {}
+        _ => return Err(TreeError::RootChanged { path }),
+    }
+    let vanished = report.vanished.count;
+    if vanished > VANISHED_ORDINARY && vanished * 100 > seen {
+        return Err(TreeError::Vanished { path, vanished, seen });
+    }
+    if seen == 0 && !rules.allow_empty {
+        return Err(TreeError::Empty { path });
+    }
+    Ok(())
+}
+
+/// Names in a directory, in reverse order of their bytes, so that popping goes forward.
+fn list(fd: BorrowedFd<'_>) -> rustix::io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(fd)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(names)
+}
+
+struct Packer<'a, W: Write> {
+    tar: &'a mut TarWriter<W>,
+    /// First path of each file that has more than one name.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    buffer: Vec<u8>,
+    cancel: &'a Cancel,
+    monitor: &'a dyn Monitor,
+}
+
+/// `./a/b`, as GNU tar writes it for `tar -C root .`.
+fn member(relative: &[u8]) -> Vec<u8> {
+    if relative.is_empty() { b".".to_vec() } else { [b"./", relative].concat() }
+}
+
+impl<W: Write> Visit for Packer<'_, W> {
+    fn directory(&mut self, fd: BorrowedFd<'_>, relative: &[u8], stat: &Stat) -> Result<(), TreeError> {
+        let path = member(relative);
+        let xattrs = xattrs_of(fd);
+        self.tar.entry(&meta(&path, Kind::Directory, stat, None, &xattrs)).map_err(TreeError::Write)
+    }
+
+    fn other(&mut self, found: &Found<'_>, report: &mut TreeReport) -> Result<(), TreeError> {
+        let path = member(found.relative);
+        let id = (found.stat.st_dev, found.stat.st_ino);
+        let linked = found.stat.st_nlink > 1;
+        if linked && let Some(first) = self.links.get(&id) {
+            report.hardlinks += 1;
+            let m = meta(&path, Kind::Hardlink, &found.stat, Some(first), &[]);
+            return self.tar.entry(&m).map_err(TreeError::Write);
+        }
+        let archived = match found.kind {
+            FileType::RegularFile => self.regular(found, &path, report)?,
+            FileType::Symlink => self.symlink(found, &path, report)?,
+            FileType::Fifo => {
+                report.fifos += 1;
+                let xattrs = xattrs_beside(found.parent, found.name);
+                self.tar
+                    .entry(&meta(&path, Kind::Fifo, &found.stat, None, &xattrs))
+                    .map_err(TreeError::Write)?;
+                true
+            }
+            _ => {
+                report.skipped.add(found.relative, Some(kind_name(found.kind)));
+                false
+            }
+        };
+        if linked && archived {
+            self.links.insert(id, path);
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> u64 {
+        self.tar.entries()
+    }
+}
+
+impl<W: Write> Packer<'_, W> {
+    fn symlink(
+        &mut self,
+        found: &Found<'_>,
+        path: &[u8],
+        report: &mut TreeReport,
+    ) -> Result<bool, TreeError> {
+        match rustix::fs::readlinkat(found.parent, found.name, Vec::new()) {
+            Ok(target) => {
+                report.symlinks += 1;
+                let xattrs = xattrs_beside(found.parent, found.name);
+                let m = meta(path, Kind::Symlink, &found.stat, Some(target.as_bytes()), &xattrs);
+                self.tar.entry(&m).map_err(TreeError::Write)?;
+                Ok(true)
+            }
+            Err(Errno::NOENT | Errno::INVAL) => {
+                report.vanished.add(found.relative, None);
+                Ok(false)
+            }
+            Err(e) => {
+                report.unreadable.add(found.relative, Some(&e.to_string()));
+                Ok(false)
+            }
+        }
+    }
+
+    fn regular(
+        &mut self,
+        found: &Found<'_>,
+        path: &[u8],
+        report: &mut TreeReport,
+    ) -> Result<bool, TreeError> {
+        let (file, stat) = match open_regular(found.parent, found.name) {
+            Ok(opened) => opened,
+            Err(Errno::NOENT | Errno::LOOP | Errno::INVAL) => {
+                report.vanished.add(found.relative, None);
+                return Ok(false);
+            }
+            Err(e) => {
+                report.unreadable.add(found.relative, Some(&e.to_string()));
+                return Ok(false);
+            }
+        };
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let xattrs = xattrs_of(file.as_fd());
+        let m = meta(path, Kind::File, &stat, None, &xattrs);
+        report.files += 1;
+        report.bytes += size;
+        let holes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512 < size;
+        let map = if holes { data_map(file.as_fd(), size) } else { None };
+        let outcome = match map {
+            Some(map) => self.sparse_body(&m, &file, &map)?,
+            None => self.plain_body(&m, &file, size)?,
+        };
+        match outcome {
+            BodyEnd::Whole => {}
+            BodyEnd::Changed => report.changed.add(found.relative, None),
+            BodyEnd::Unreadable(e) => report.unreadable.add(found.relative, Some(&e.to_string())),
+        }
+        Ok(true)
+    }
+
+    fn plain_body(&mut self, m: &Meta<'_>, file: &std::fs::File, size: u64) -> Result<BodyEnd, TreeError> {
+        let mut body = self.tar.file(m, size).map_err(TreeError::Write)?;
+        let mut left = size;
+        let mut end = BodyEnd::Whole;
+        while left > 0 {
+            self.cancel.check()?;
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            match read_some(file, &mut self.buffer[..want]) {
+                Ok(0) => {
+                    end = BodyEnd::Changed;
+                    break;
+                }
+                Ok(n) => {
+                    body.write(&self.buffer[..n]).map_err(TreeError::Write)?;
+                    self.monitor.moved(n as u64);
+                    left -= n as u64;
+                }
+                Err(e) => {
+                    end = BodyEnd::Unreadable(e);
+                    break;
+                }
+            }
+        }
+        body.finish().map_err(TreeError::Write)?;
+        // One stat more tells of growth, which reading exactly `size` bytes cannot see.
+        let grown = || rustix::fs::fstat(file).is_ok_and(|s| u64::try_from(s.st_size).unwrap_or(0) != size);
+        if matches!(end, BodyEnd::Whole) && grown() {
+            end = BodyEnd::Changed;
+        }
+        Ok(end)
+    }
+
+    fn sparse_body(
+        &mut self,
+        m: &Meta<'_>,
+        file: &std::fs::File,
+        map: &SparseMap,
+    ) -> Result<BodyEnd, TreeError> {
+        use std::os::unix::fs::FileExt;
+        let mut body = self.tar.sparse(m, map).map_err(TreeError::Write)?;
+        let mut end = BodyEnd::Whole;
+        'extents: for (offset, length) in &map.extents {
+            let mut done = 0;
+            while done < *length {
+                self.cancel.check()?;
+                let want = usize::try_from(length - done).unwrap_or(usize::MAX).min(self.buffer.len());
+                match file.read_at(&mut self.buffer[..want], offset + done) {
+                    Ok(0) => {
+                        end = BodyEnd::Changed;
+                        break 'extents;
+                    }
+                    Ok(n) => {
+                        body.write(&self.buffer[..n]).map_err(TreeError::Write)?;
+                        self.monitor.moved(n as u64);
+                        done += n as u64;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => {
+                        end = BodyEnd::Unreadable(e);
+                        break 'extents;
+                    }
+                }
+            }
+        }
+        body.finish().map_err(TreeError::Write)?;
+        if matches!(end, BodyEnd::Whole)
+            && rustix::fs::fstat(file).is_ok_and(|s| u64::try_from(s.st_size).unwrap_or(0) != map.size)
+        {
+            end = BodyEnd::Changed;
+        }
+        Ok(end)
+    }
+}
+
+enum BodyEnd {
+    Whole,
+    Changed,
+    Unreadable(io::Error),
+}
+
+fn read_some(mut file: &std::fs::File, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(buffer) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// Opens without following a link, without waiting on a fifo that took the file's place, and without touching its
+/// access time where that is allowed. `INVAL` when it is not a regular file any more.
+fn open_regular(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<(std::fs::File, Stat)> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat(parent, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::openat(parent, name, flags, Mode::empty())?,
+        other => other?,
+    };
+    let stat = rustix::fs::fstat(&fd)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Errno::INVAL);
+    }
+    Ok((std::fs::File::from(fd), stat))
+}
+
+/// Where the data lies; None when the file system cannot tell or the file has no hole after all.
+fn data_map(fd: BorrowedFd<'_>, size: u64) -> Option<SparseMap> {
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
+            Ok(s) if s < size => s,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(_) => return None,
+        };
+        let end = rustix::fs::seek(fd, SeekFrom::Hole(start)).ok()?.min(size);
+        if end <= start {
+            return None;
+        }
+        extents.push((start, end - start));
+        at = end;
+    }
+    rustix::fs::seek(fd, SeekFrom::Start(0)).ok()?;
+    let whole = matches!(extents.as_slice(), [(0, n)] if *n == size);
+    (!whole).then_some(SparseMap { extents, size })
+}
+
+fn meta<'a>(
+    path: &'a [u8],
+    kind: Kind,
+    stat: &Stat,
+    link: Option<&'a [u8]>,
+    xattrs: &'a [(Vec<u8>, Vec<u8>)],
+) -> Meta<'a> {
+    Meta {
+        path,
+        kind,
+        mode: stat.st_mode,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: stat.st_mtime,
+        mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        link,
+        xattrs,
+    }
+}
+
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Extended attributes, ACLs among them. A file system without them has none.
+fn xattrs_of(fd: BorrowedFd<'_>) -> Xattrs {
+    let mut names = vec![0u8; 1024];
+    let len = match rustix::fs::flistxattr(fd, &mut names[..]) {
+        Ok(n) => n,
+        Err(Errno::RANGE) => {
+            names.resize(64 << 10, 0);
+            rustix::fs::flistxattr(fd, &mut names[..]).unwrap_or(0)
+        }
+        Err(_) => 0,
+    };
+    collect_xattrs(&names[..len], |name, buffer| rustix::fs::fgetxattr(fd, name, buffer))
+}
+
+/// The same for an entry that cannot be opened for reading (a link, a fifo).
+fn xattrs_beside(parent: BorrowedFd<'_>, name: &CStr) -> Xattrs {
+    use std::os::fd::AsRawFd;
+    let mut path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd()));
+    path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
+    let mut names = vec![0u8; 64 << 10];
+    let len = rustix::fs::llistxattr(&path, &mut names[..]).unwrap_or(0);
+    collect_xattrs(&names[..len], |name, buffer| rustix::fs::lgetxattr(&path, name, buffer))
+}
+
+fn collect_xattrs(names: &[u8], get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>) -> Xattrs {
+    let mut out = Vec::new();
+    if names.is_empty() {
+        return out;
+    }
+    let mut value = vec![0u8; 64 << 10];
+    for name in names.split_inclusive(|b| *b == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        if let Ok(n) = get(name, &mut value) {
+            out.push((name.to_bytes().to_vec(), value[..n].to_vec()));
+        }
+    }
+    out.sort();
+    out
+}
+
+struct Surveyor {
+    hasher: Sha256,
+}
+
+impl Surveyor {
+    fn note(&mut self, relative: &[u8], stat: &Stat) {
+        self.hasher.update(relative);
+        // Size and time of a directory are the file system's business, not the data's.
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let (size, time) =
+            if directory { (0, (0, 0)) } else { (stat.st_size, (stat.st_mtime, stat.st_mtime_nsec)) };
+        self.hasher.update(format!(
+            "\0{:o} {} {} {size} {}.{}\n",
+            stat.st_mode, stat.st_uid, stat.st_gid, time.0, time.1
+        ));
+    }
+}
+
+impl Visit for Surveyor {
+    fn directory(&mut self, _: BorrowedFd<'_>, relative: &[u8], stat: &Stat) -> Result<(), TreeError> {
+        self.note(relative, stat);
+        Ok(())
+    }
+
+    fn other(&mut self, found: &Found<'_>, report: &mut TreeReport) -> Result<(), TreeError> {
+        self.note(found.relative, &found.stat);
+        match found.kind {
+            FileType::RegularFile => {
+                report.files += 1;
+                report.bytes += u64::try_from(found.stat.st_size).unwrap_or(0);
+            }
+            FileType::Symlink => report.symlinks += 1,
+            FileType::Fifo => report.fifos += 1,
+            kind => report.skipped.add(found.relative, Some(kind_name(kind))),
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> u64 {
+        0
+    }
+}
+
+fn kind_name(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Socket => "socket",
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        _ => "unknown type",
+    }
+}
+
+/// A foreign name for a person: nothing in it can move the cursor or break a line.
+pub fn show_name(name: &[u8]) -> String {
+    String::from_utf8_lossy(name)
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
+}

@@ -1,0 +1,69 @@
+//! The command line: from arguments to one operation to an exit status. Nothing is decided here that could be decided
+//! below; everything is said here.
+
+mod args;
+mod backup;
+mod config;
+mod inspect;
+mod session;
+mod store;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+
+use crate::exit::Exit;
+use args::{Cli, Command};
+use session::Failed;
+
+/// Runs the program; returns its exit status.
+pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(argv) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e).code(),
+    };
+    if let Command::ProbePath { path } = &cli.command {
+        return crate::mounts::probe(path);
+    }
+    let sink = crate::journal::install(cli.global.level());
+    let outcome = match &cli.command {
+        Command::Backup(a) => backup::run(&cli.global, a, sink),
+        Command::List(a) => inspect::list(&cli.global, a, sink),
+        Command::Show(a) => inspect::show(&cli.global, a, sink),
+        Command::Verify(a) => inspect::verify(&cli.global, a, sink),
+        Command::Extract(a) => inspect::extract(&cli.global, a, sink),
+        Command::Store(a) => store::run(&cli.global, a, sink),
+        Command::Config(a) => config::run(&cli.global, a),
+        Command::Completions { shell } => completions(*shell),
+        Command::Man => man(),
+        Command::ProbePath { .. } => Ok(Exit::Ok),
+    };
+    match outcome {
+        Ok(exit) => exit.code(),
+        Err(failed) => failed.report().code(),
+    }
+}
+
+/// clap ends with 2 on its own; that status means something else here.
+fn usage(e: &clap::Error) -> Exit {
+    let _ = e.print();
+    match e.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Ok,
+        _ => Exit::Usage,
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<Exit, Failed> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tars-backup", &mut text);
+    std::io::stdout().write_all(&text).map_err(Failed::output)?;
+    Ok(Exit::Ok)
+}
+
+fn man() -> Result<Exit, Failed> {
+    let mut text = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut text).map_err(Failed::output)?;
+    std::io::stdout().write_all(&text).map_err(Failed::output)?;
+    Ok(Exit::Ok)
+}

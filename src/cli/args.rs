@@ -1,0 +1,205 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use log::LevelFilter;
+
+use crate::units;
+
+/// Backup agent for small Docker Compose stacks
+#[derive(Debug, Parser)]
+#[command(name = "tars-backup", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Configuration; conf.d/*.toml beside it is read too [default: /etc/tars-backup/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More detail
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+impl Global {
+    pub fn level(&self) -> LevelFilter {
+        match (self.quiet, self.verbose) {
+            (true, _) => LevelFilter::Warn,
+            (false, 0) => LevelFilter::Info,
+            (false, 1) => LevelFilter::Debug,
+            _ => LevelFilter::Trace,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a backup now
+    Backup(BackupArgs),
+    /// Show the stored backups
+    List(ListArgs),
+    /// Show what is in a backup
+    Show(ShowArgs),
+    /// Check that stored backups are what was stored
+    Verify(VerifyArgs),
+    /// Copy files out of a backup's archive
+    Extract(ExtractArgs),
+    /// Prepare and test stores
+    Store(StoreArgs),
+    /// Look at the configuration
+    Config(ConfigArgs),
+    /// Print completions for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page
+    Man,
+    #[command(name = crate::mounts::PROBE_COMMAND, hide = true)]
+    ProbePath { path: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Tier to make [default: default_tier of the configuration]
+    #[arg(long)]
+    pub tier: Option<String>,
+    /// Write into this directory instead of the tier's stores
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// Only these components (comma-separated or repeated)
+    #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// All but these components
+    #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
+    pub skip: Vec<String>,
+    #[arg(long, hide = true)]
+    pub skip_chromadb: bool,
+    #[arg(long, hide = true)]
+    pub skip_postgres: bool,
+    #[arg(long, hide = true)]
+    pub skip_redis: bool,
+    /// Mark the backup with a word (repeatable)
+    #[arg(long, value_delimiter = ',', value_parser = parse_tag)]
+    pub tag: Vec<String>,
+    /// Wait this long for another run to end, such as 12h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
+    /// Look at everything and show the plan; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only this tier
+    #[arg(long)]
+    pub tier: Option<String>,
+    /// Only this store
+    #[arg(long)]
+    pub store: Option<String>,
+    /// Only backups of this host
+    #[arg(long)]
+    pub host: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Name of the backup, or the path of its archive
+    #[arg(required_unless_present = "latest", conflicts_with = "latest")]
+    pub backup: Option<String>,
+    /// The newest backup that lacks nothing critical
+    #[arg(long)]
+    pub latest: bool,
+    /// Only in this store
+    #[arg(long)]
+    pub store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Names of backups, or paths of archives
+    #[arg(required_unless_present_any = ["latest", "all"], conflicts_with_all = ["latest", "all"])]
+    pub backups: Vec<String>,
+    /// The newest backup that lacks nothing critical
+    #[arg(long, conflicts_with = "all")]
+    pub latest: bool,
+    /// Every backup
+    #[arg(long)]
+    pub all: bool,
+    /// Only copies in this store
+    #[arg(long)]
+    pub store: Option<String>,
+    /// Read and check every component, not only the digest of the archive
+    #[arg(long)]
+    pub deep: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    /// Name of the backup, or the path of its archive
+    #[arg(required_unless_present = "latest")]
+    pub backup: Option<String>,
+    /// Files or directories inside the archive [default: all]
+    pub paths: Vec<String>,
+    /// The newest backup that lacks nothing critical (then every argument is a path)
+    #[arg(long)]
+    pub latest: bool,
+    /// Directory to write to
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Only from this store
+    #[arg(long)]
+    pub store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    #[command(subcommand)]
+    pub action: StoreAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreAction {
+    /// Make a store ours: write its marker
+    Init { store: String },
+    /// Prove that a store takes, keeps and gives back an object
+    Check { store: String },
+    /// Take over a store of another machine
+    Adopt { store: String },
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Report every problem, with its line and how to mend it
+    Check,
+    /// Show every key with the value in force; secrets stay references
+    Show,
+    /// Print the JSON schema
+    Schema,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    units::duration(text).ok_or_else(|| "must be a length of time such as 90s, 30m or 12h".to_owned())
+}
+
+fn parse_tag(text: &str) -> Result<String, String> {
+    let good = !text.is_empty() && text.len() <= 64 && text.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c));
+    if good { Ok(text.to_owned()) } else { Err("must be one word of letters, digits, '-', '_' and '.'".to_owned()) }
+}

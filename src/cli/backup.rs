@@ -1,0 +1,89 @@
+//! `tars-backup backup`.
+
+use std::time::Duration;
+
+use super::args::{BackupArgs, Global};
+use super::session::{Failed, Session, load};
+use crate::exit::Exit;
+use crate::journal::Sink;
+use crate::ops::backup::{self, BackupError, Outcome, PlanError, Request};
+use crate::progress::{Event, Monitor, What};
+use crate::render::{json, text};
+use crate::run_guard::{GuardError, RunGuard};
+
+pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let setup = load(global, &session.exe)?;
+    let request = request(args)?;
+    let plan = backup::plan(&setup, &request, &session.exe).map_err(|e| {
+        // A tier belongs to the configuration; a component that is not there was mistyped here.
+        let exit = if matches!(e, PlanError::NoTier { .. }) { Exit::Config } else { Exit::Usage };
+        session.failed(exit, &e)
+    })?;
+    let owner = session.owner(&setup)?;
+    let world = session.world(&owner);
+    if args.dry_run {
+        let preview = backup::preview(&setup, &plan, &world).map_err(|i| session.interrupted(i))?;
+        session.monitor.clear();
+        let printed = if global.json { json::print(&preview) } else { text::print(&text::preview(&preview)) };
+        printed.map_err(Failed::output)?;
+        return Ok(if preview.is_ready() { Exit::Ok } else { Exit::Partial });
+    }
+    let wait = args.wait.unwrap_or(Duration::ZERO);
+    let guard = RunGuard::acquire(&setup.agent.runtime_dir, "backup", wait, &session.cancel, &session.monitor)
+        .map_err(|e| guard_failed(&session, &e))?;
+    guard.recover(&setup.agent.staging_dir, &session.monitor).map_err(|e| session.failed(Exit::Failed, &e))?;
+
+    match backup::run(&setup, &plan, &guard, &world) {
+        Ok(outcome) => finish(global, &session, &outcome),
+        Err(BackupError::Interrupted(i)) => Err(session.interrupted(i)),
+        Err(e) => {
+            session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&plan.tier.name));
+            Err(session.failed(Exit::Failed, &e))
+        }
+    }
+}
+
+pub(super) fn guard_failed(session: &Session, e: &GuardError) -> Failed {
+    match e {
+        GuardError::Interrupted(i) => session.interrupted(*i),
+        GuardError::Busy { .. } => session.failed(Exit::Busy, e),
+        _ => session.failed(Exit::Failed, e),
+    }
+}
+
+fn request(args: &BackupArgs) -> Result<Request, Failed> {
+    let output_dir = match &args.output_dir {
+        Some(dir) => Some(std::path::absolute(dir).map_err(|e| {
+            Failed::text(Exit::Usage, format!("{} is no usable directory: {e}", dir.display()), None)
+        })?),
+        None => None,
+    };
+    let old = [
+        (args.skip_chromadb, "chromadb"),
+        (args.skip_postgres, "postgres"),
+        (args.skip_redis, "redis"),
+    ];
+    Ok(Request {
+        tier: args.tier.clone(),
+        output_dir,
+        only: args.only.clone(),
+        skip: args.skip.clone(),
+        skip_if_present: old.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect(),
+        tags: args.tag.clone(),
+    })
+}
+
+fn finish(global: &Global, session: &Session, outcome: &Outcome) -> Result<Exit, Failed> {
+    let exit = Exit::from(outcome.verdict());
+    let summary = session.vault.scrub(&text::outcome(outcome));
+    let what = if exit == Exit::Failed { What::RunFailed } else { What::RunFinished };
+    let mut event = Event::new(what, summary.trim_end()).tier(&outcome.tier).bytes(outcome.bytes);
+    event.name = outcome.name.as_ref().map(ToString::to_string);
+    event.duration_ms = Some(outcome.duration_ms);
+    session.monitor.event(event);
+    if global.json {
+        json::print(outcome).map_err(Failed::output)?;
+    }
+    Ok(exit)
+}

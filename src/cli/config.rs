@@ -1,0 +1,84 @@
+//! `tars-backup config`.
+
+use serde_json::{Value, json};
+
+use super::args::{ConfigAction, ConfigArgs, Global};
+use super::session::{Failed, load, machine};
+use crate::config::Key;
+use crate::exit::Exit;
+use crate::render::{json, text};
+use crate::setup;
+
+pub fn run(global: &Global, args: &ConfigArgs) -> Result<Exit, Failed> {
+    let exe = std::env::current_exe().unwrap_or_default();
+    match args.action {
+        ConfigAction::Schema => json::print(&setup::schema(&machine(&exe))),
+        ConfigAction::Check => {
+            let setup = load(global, &exe)?;
+            let files: Vec<String> = setup.files.iter().map(|f| f.display().to_string()).collect();
+            if global.json {
+                json::print(&json!({ "ok": true, "files": files }))
+            } else {
+                text::print(&format!("The configuration is good: {}\n", files.join(", ")))
+            }
+        }
+        ConfigAction::Show => {
+            let setup = load(global, &exe)?;
+            if global.json { json::print(&tree(&setup.keys)) } else { text::print(&toml(&setup.keys)) }
+        }
+    }
+    .map_err(Failed::output)?;
+    Ok(Exit::Ok)
+}
+
+/// The values in force as one JSON document.
+fn tree(keys: &[Key]) -> Value {
+    let mut root = json!({});
+    for key in keys {
+        let Some(value) = &key.value else { continue };
+        let parts = key.table.split('.').filter(|p| !p.is_empty());
+        // Indexing makes the tables that are not there yet.
+        let table = parts.fold(&mut root, |table, part| &mut table[part]);
+        table[key.name.as_str()] = value.clone();
+    }
+    root
+}
+
+/// The same as TOML that could be a configuration: what is not set stands there as a comment.
+fn toml(keys: &[Key]) -> String {
+    let mut out = String::new();
+    let mut tables: Vec<&str> = Vec::new();
+    for key in keys {
+        if !tables.contains(&key.table.as_str()) {
+            tables.push(&key.table);
+        }
+    }
+    for table in tables {
+        out.push_str(&format!("[{table}]\n"));
+        for key in keys.iter().filter(|k| k.table == table) {
+            match &key.value {
+                Some(value) => out.push_str(&format!("{} = {}\n", key.name, inline(value))),
+                None => out.push_str(&format!("# {} is not set: {}\n", key.name, key.about)),
+            }
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn inline(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let pairs: Vec<String> = map.iter().map(|(k, v)| format!("{} = {}", bare(k), inline(v))).collect();
+            format!("{{ {} }}", pairs.join(", "))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
+        // A JSON text is a TOML basic string: both escape quotes, backslashes and control characters alike.
+        other => other.to_string(),
+    }
+}
+
+fn bare(key: &str) -> String {
+    let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    if plain { key.to_owned() } else { json!(key).to_string() }
+}

@@ -1,0 +1,197 @@
+//! `list`, `show`, `verify`, `extract`: commands that look at what is stored.
+
+use jiff::Timestamp;
+
+use super::args::{ExtractArgs, Global, ListArgs, ShowArgs, VerifyArgs};
+use super::session::{Failed, Session, load, load_optional};
+use crate::delivery::Depth;
+use crate::exit::Exit;
+use crate::hint::Hint;
+use crate::journal::Sink;
+use crate::ops::find::{self, Filter, FindError, Found, Wanted};
+use crate::ops::{extract as extracting, list as listing, verify as verifying};
+use crate::progress::{Event, Monitor, What};
+use crate::render::{json, text};
+use crate::setup::Setup;
+use crate::store::{Owner, StoreError};
+
+pub fn list(global: &Global, args: &ListArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let setup = load(global, &session.exe)?;
+    let filter = Filter { store: args.store.clone(), tier: args.tier.clone(), host: args.host.clone() };
+    let (found, failed) = find::all(&setup, &filter, &session.cancel).map_err(|e| usage_or(&session, &e))?;
+    let rows = listing::rows(&found, Timestamp::now());
+    session.monitor.clear();
+    let printed = if global.json { json::print(&rows) } else { text::print(&text::list(&rows)) };
+    printed.map_err(Failed::output)?;
+    Ok(warn_unlisted(&session, &failed))
+}
+
+/// A store that cannot be looked at is told, and makes the answer incomplete.
+fn warn_unlisted(session: &Session, failed: &[StoreError]) -> Exit {
+    for e in failed {
+        let hint = e.hint().map_or_else(String::new, |h| format!(" ({h})"));
+        session.monitor.event(Event::new(What::Warning, format!("{}{hint}", crate::hint::chain(e))));
+    }
+    if failed.is_empty() { Exit::Ok } else { Exit::Partial }
+}
+
+fn usage_or(session: &Session, e: &FindError) -> Failed {
+    let exit = match e {
+        FindError::NoStore(_) | FindError::NoTier(_) | FindError::Name(_) => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    session.failed(exit, e)
+}
+
+fn parse(session: &Session, text: &str) -> Result<Wanted, Failed> {
+    Wanted::parse(text).map_err(|e| usage_or(session, &FindError::Name(e)))
+}
+
+/// Copies of the wanted backups, and the stores that could not be looked at.
+fn search<'a>(
+    session: &Session,
+    setup: Option<&'a Setup>,
+    wanted: &[Wanted],
+    store: Option<&str>,
+) -> Result<(Vec<Found<'a>>, Exit), Failed> {
+    let mut chosen = Vec::new();
+    let mut exit = Exit::Ok;
+    for want in wanted {
+        if let Wanted::File(path) = want {
+            chosen.push(find::file(path, &session.exe).map_err(|e| usage_or(session, &e))?);
+            continue;
+        }
+        let setup = setup.ok_or_else(|| {
+            Failed::text(
+                Exit::Config,
+                "without a configuration a backup must be named by the path of its archive",
+                Some("for example ./tars-backup-20260101_020000.tar.gz, or name a configuration with --config".into()),
+            )
+        })?;
+        let filter = Filter { store: store.map(str::to_owned), ..Filter::default() };
+        let (found, failed) = find::all(setup, &filter, &session.cancel).map_err(|e| usage_or(session, &e))?;
+        exit = exit.worst(warn_unlisted(session, &failed));
+        chosen.extend(find::choose(found, want).map_err(|e| usage_or(session, &e))?);
+    }
+    Ok((chosen, exit))
+}
+
+fn wanted(session: &Session, name: Option<&str>, latest: bool) -> Result<Wanted, Failed> {
+    match name {
+        _ if latest => Ok(Wanted::Latest),
+        Some(name) => parse(session, name),
+        None => Err(Failed::text(Exit::Usage, "no backup is named", None)),
+    }
+}
+
+pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let setup = load_optional(global, &session.exe)?;
+    let want = wanted(&session, args.backup.as_deref(), args.latest)?;
+    let (found, _) = search(&session, setup.as_ref(), &[want], args.store.as_deref())?;
+    let readable = found.iter().find_map(|f| f.entry.manifest.as_ref().ok());
+    session.monitor.clear();
+    match (readable, found.first()) {
+        (Some(manifest), _) => {
+            let printed = if global.json { json::print(manifest) } else { text::print(&text::manifest(manifest)) };
+            printed.map_err(Failed::output)?;
+            Ok(Exit::Ok)
+        }
+        (None, Some(f)) => {
+            let why = f.entry.manifest.as_ref().err().map(|e| crate::hint::chain(e)).unwrap_or_default();
+            Err(Failed::text(
+                Exit::Failed,
+                format!("{}: {why}", f.entry.name),
+                Some("use another copy or another backup: tars-backup list".into()),
+            ))
+        }
+        (None, None) => Err(Failed::text(Exit::Failed, "no such backup", None)),
+    }
+}
+
+pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let setup = load_optional(global, &session.exe)?;
+    let mut want = Vec::new();
+    if args.all {
+        want.push(Wanted::All);
+    } else if args.latest {
+        want.push(Wanted::Latest);
+    }
+    for name in &args.backups {
+        want.push(parse(&session, name)?);
+    }
+    let (found, mut exit) = search(&session, setup.as_ref(), &want, args.store.as_deref())?;
+    // A store that was asked for and cannot be reached means: not checked as deep as asked.
+    let owner = owner_of(&session, setup.as_ref())?;
+    let world = session.world(&owner);
+    let scratch = tempfile::Builder::new()
+        .prefix("tars-backup-verify-")
+        .tempdir()
+        .map_err(|e| Failed::text(Exit::Failed, format!("cannot make a scratch directory: {e}"), None))?;
+    let depth = if args.deep { Depth::Deep } else { Depth::Digest };
+    let mut reports = Vec::new();
+    for f in &found {
+        let report =
+            verifying::verify(f, depth, scratch.path(), &world).map_err(|i| session.interrupted(i))?;
+        exit = exit.worst(if report.good { Exit::Ok } else { Exit::Failed });
+        reports.push(report);
+    }
+    session.monitor.clear();
+    if global.json {
+        json::print(&reports).map_err(Failed::output)?;
+    } else {
+        let mut out = String::new();
+        for r in &reports {
+            let how = if r.depth == Depth::Deep { "every component read" } else { "digest" };
+            let verdict = if r.good { "good" } else { "BAD" };
+            out.push_str(&format!("{} in {}: {verdict} ({how})\n", r.name, r.store));
+            for line in r.faults.iter().chain(&r.notes) {
+                out.push_str(&format!("  {line}\n"));
+            }
+        }
+        text::print(&out).map_err(Failed::output)?;
+    }
+    Ok(exit)
+}
+
+fn owner_of(session: &Session, setup: Option<&Setup>) -> Result<Owner, Failed> {
+    match setup {
+        Some(setup) => session.owner(setup),
+        // Reading needs no identity; nothing is written under this one.
+        None => Ok(Owner { machine_id: String::new(), host: crate::host::name(), stack: None }),
+    }
+}
+
+pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let setup = load_optional(global, &session.exe)?;
+    let mut paths = args.paths.clone();
+    if args.latest {
+        // With --latest every argument is a path.
+        paths.splice(0..0, args.backup.clone());
+    }
+    let want = wanted(&session, args.backup.as_deref(), args.latest)?;
+    let (found, _) = search(&session, setup.as_ref(), &[want], args.store.as_deref())?;
+    let owner = owner_of(&session, setup.as_ref())?;
+    let world = session.world(&owner);
+    // The first copy that reads: a damaged one is no reason to give up while there is another.
+    let best = found.iter().find(|f| f.entry.manifest.is_ok()).or(found.first());
+    let Some(best) = best else { return Err(Failed::text(Exit::Failed, "no such backup", None)) };
+    let done = extracting::extract(best, &paths, &args.to, &world).map_err(|e| match e {
+        extracting::ExtractError::Interrupted(i) => session.interrupted(i),
+        e => session.failed(Exit::Failed, &e),
+    })?;
+    session.monitor.clear();
+    if global.json {
+        json::print(&done).map_err(Failed::output)?;
+    } else {
+        let mut out = String::new();
+        for file in &done.files {
+            out.push_str(&format!("{}\n", args.to.join(file).display()));
+        }
+        text::print(&out).map_err(Failed::output)?;
+    }
+    Ok(Exit::Ok)
+}

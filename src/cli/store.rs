@@ -1,0 +1,64 @@
+//! `tars-backup store`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::args::{Global, StoreAction, StoreArgs};
+use super::backup::guard_failed;
+use super::session::{Failed, Session, load};
+use crate::archive::layout::store_guide;
+use crate::exit::Exit;
+use crate::journal::Sink;
+use crate::progress::{Event, Monitor, What};
+use crate::render::{json, text};
+use crate::run_guard::RunGuard;
+use crate::store::{self, Claim, StoreError};
+
+pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let setup = load(global, &session.exe)?;
+    let (name, verb) = match &args.action {
+        StoreAction::Init { store } => (store, "store init"),
+        StoreAction::Check { store } => (store, "store check"),
+        StoreAction::Adopt { store } => (store, "store adopt"),
+    };
+    let Some(chosen) = setup.store(name) else {
+        let known: Vec<&str> = setup.stores.iter().map(|s| s.name()).collect();
+        let hint = format!("configured stores: {}", known.join(", "));
+        return Err(Failed::text(Exit::Usage, format!("there is no store {name:?}"), Some(hint)));
+    };
+    let owner = session.owner(&setup)?;
+    let _guard =
+        RunGuard::acquire(&setup.agent.runtime_dir, verb, Duration::ZERO, &session.cancel, &session.monitor)
+            .map_err(|e| guard_failed(&session, &e))?;
+    let claim = |how| store::claim(chosen, &owner, how, Timestamp::now(), store_guide(), &session.cancel);
+    let (outcome, done) = match &args.action {
+        StoreAction::Init { .. } => (claim(Claim::Init), "is initialised"),
+        StoreAction::Adopt { .. } => (claim(Claim::Adopt), "belongs to this machine now"),
+        StoreAction::Check { .. } => {
+            let nonce = std::process::id().to_string();
+            (store::prove(chosen, &owner, &nonce, &session.cancel), "takes, keeps and gives back data")
+        }
+    };
+    match outcome {
+        // Asking twice is no mistake.
+        Ok(()) => {}
+        Err(StoreError::HasMarker { .. }) => {}
+        Err(StoreError::Interrupted(i)) => return Err(session.interrupted(i)),
+        Err(e) => return Err(session.failed(Exit::Failed, &e)),
+    }
+    let sentence = format!("Store {name} {done} ({})", chosen.location());
+    if !matches!(args.action, StoreAction::Check { .. }) {
+        session.monitor.event(Event::new(What::StoreInitialised, &sentence).store(name));
+    }
+    let free = chosen.free_bytes().unwrap_or(None);
+    let printed = if global.json {
+        json::print(&serde_json::json!({ "store": name, "location": chosen.location(), "ok": true, "free_bytes": free }))
+    } else {
+        let free = free.map_or_else(String::new, |n| format!(", {} free", crate::units::show_bytes(n)));
+        text::print(&format!("{sentence}{free}\n"))
+    };
+    printed.map_err(Failed::output)?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,287 @@
+//! What is in a backup. One schema, two places: inside the archive, and as the sidecar `<name>.manifest.json` beside
+//! it, which is the commit. What could go wrong: a sidecar that was changed and still reads as true, so it carries a
+//! digest of itself over its exact bytes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::id::BackupName;
+
+/// Schema of the manifests that this version writes.
+pub const SCHEMA: u32 = 1;
+
+/// Key of the checksum that covers the whole `config/` directory.
+pub const CONFIG_DIR: &str = "config/";
+
+const DIGEST_FIELD: &str = "manifest_sha256";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Every expected component is in it.
+    Complete,
+    /// Only components that can be rebuilt are missing.
+    Degraded,
+    /// A critical component is missing.
+    Partial,
+}
+
+impl State {
+    /// From what was expected (`(name, critical)`) and what is whole.
+    pub fn of<'a>(expected: impl IntoIterator<Item = (&'a str, bool)>, whole: &[&str]) -> Self {
+        let mut state = Self::Complete;
+        for (name, critical) in expected {
+            if whole.contains(&name) {
+                continue;
+            }
+            if critical {
+                return Self::Partial;
+            }
+            state = Self::Degraded;
+        }
+        state
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Complete => "complete",
+            Self::Degraded => "degraded",
+            Self::Partial => "partial",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComponentState {
+    Whole,
+    /// What could be read is in the archive; counts as missing.
+    Incomplete,
+    /// Nothing of it is in the archive.
+    Failed,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Component {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub critical: bool,
+    pub state: ComponentState,
+    /// Members of the archive that belong to it.
+    pub members: Vec<String>,
+    /// Bytes read from the source.
+    pub bytes_in: u64,
+    /// Bytes in the archive.
+    pub bytes_stored: u64,
+    /// Files, dumps or databases in it.
+    pub files: u64,
+    pub duration_ms: u64,
+    pub consistency: String,
+    pub paused_ms: u64,
+    pub warnings: Vec<String>,
+    pub error: Option<String>,
+    pub facts: Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Options {
+    pub include_models: bool,
+    pub skip_chromadb: bool,
+    pub skip_postgres: bool,
+    pub skip_redis: bool,
+}
+
+/// How the archive is sealed; empty while it is plain.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Encryption {}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of tars-backup that wrote it.
+    pub version: String,
+    /// Start of the run, RFC 3339, UTC.
+    pub timestamp: String,
+    pub backup_name: BackupName,
+    pub components: Vec<String>,
+    /// `file -> "sha256:<hex>"`, and `"config/"` for the directory.
+    pub checksums: BTreeMap<String, String>,
+    pub host: String,
+    pub docker_volumes: Vec<String>,
+    pub options: Options,
+    pub failed_components: Vec<String>,
+    pub schema: u32,
+    pub tier: String,
+    pub tags: Vec<String>,
+    pub only: Vec<String>,
+    pub skip: Vec<String>,
+    pub expected_components: Vec<String>,
+    pub state: State,
+    pub encryption: Encryption,
+    /// One entry per component that was asked for, failed ones included.
+    pub details: BTreeMap<String, Component>,
+    /// Sidecar only: bytes of the archive as stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Sidecar only: SHA-256 of the archive as stored, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Sidecar only: SHA-256 of the sidecar's own bytes with this field empty, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_sha256: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("the manifest is not readable JSON of a known schema")]
+    Json(#[source] serde_json::Error),
+    #[error("the manifest has schema {found}, this version reads up to {SCHEMA}")]
+    Schema { found: u32 },
+    #[error("the manifest was changed after it was written: its own digest does not match")]
+    Changed,
+    #[error("the manifest names no {0}")]
+    Missing(&'static str),
+}
+
+impl Manifest {
+    /// The manifest as it lies inside the archive.
+    pub fn to_inner(&self) -> Result<Vec<u8>, ManifestError> {
+        let mut inner = self.clone();
+        (inner.bytes, inner.sha256, inner.manifest_sha256) = (None, None, None);
+        pretty(&inner)
+    }
+
+    /// The sidecar of an archive of `bytes` with this digest.
+    pub fn to_sidecar(&self, bytes: u64, sha256: &str) -> Result<Vec<u8>, ManifestError> {
+        let mut sidecar = self.clone();
+        sidecar.bytes = Some(bytes);
+        sidecar.sha256 = Some(sha256.to_owned());
+        sidecar.manifest_sha256 = Some(String::new());
+        let open = pretty(&sidecar)?;
+        sidecar.manifest_sha256 = Some(hex::encode(Sha256::digest(&open)));
+        pretty(&sidecar)
+    }
+
+    /// Reads a manifest from inside an archive.
+    pub fn read_inner(text: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Probe {
+            schema: u32,
+        }
+        let probe: Probe = serde_json::from_slice(text).map_err(ManifestError::Json)?;
+        if probe.schema > SCHEMA {
+            return Err(ManifestError::Schema { found: probe.schema });
+        }
+        serde_json::from_slice(text).map_err(ManifestError::Json)
+    }
+
+    /// Reads a sidecar and proves that not a byte of it was changed.
+    pub fn read_sidecar(text: &[u8]) -> Result<Self, ManifestError> {
+        let manifest = Self::read_inner(text)?;
+        let digest = manifest.manifest_sha256.as_deref().ok_or(ManifestError::Missing(DIGEST_FIELD))?;
+        if manifest.bytes.is_none() {
+            return Err(ManifestError::Missing("bytes"));
+        }
+        if manifest.sha256.is_none() {
+            return Err(ManifestError::Missing("sha256"));
+        }
+        // The digest is over the bytes as they lie there, not over what a parser makes of them: white space and
+        // unknown fields count too.
+        let field = format!("\"{DIGEST_FIELD}\": \"{digest}\"");
+        let at = memchr::memmem::find(text, field.as_bytes()).ok_or(ManifestError::Changed)?;
+        let mut hasher = Sha256::new();
+        hasher.update(&text[..at]);
+        hasher.update(format!("\"{DIGEST_FIELD}\": \"\""));
+        hasher.update(&text[at + field.len()..]);
+        if hex::encode(hasher.finalize()) == digest { Ok(manifest) } else { Err(ManifestError::Changed) }
+    }
+
+    /// Components that are in the archive whole.
+    pub fn whole(&self) -> impl Iterator<Item = (&str, &Component)> {
+        self.details.iter().filter(|(_, c)| c.state == ComponentState::Whole).map(|(n, c)| (n.as_str(), c))
+    }
+
+    /// Whether `--latest` may choose it: nothing critical missing, and not a run of hand-picked components.
+    pub fn counts(&self) -> bool {
+        self.state != State::Partial
+            && self.only.is_empty()
+            && self.skip.is_empty()
+            && !self.tags.iter().any(|t| t == "pre-restore")
+    }
+}
+
+fn pretty(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
+    let mut text = serde_json::to_vec_pretty(manifest).map_err(ManifestError::Json)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// The line of a `.sha256` file: bare file name, so that `sha256sum -c` works in any directory.
+pub fn sha256_line(sha256: &str, file_name: &str) -> String {
+    format!("{sha256}  {file_name}\n")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn sample() -> Manifest {
+        Manifest {
+            version: "0.1.0".into(),
+            timestamp: "2026-01-02T03:04:05Z".into(),
+            backup_name: "tars-backup-20260102_030405".parse().unwrap(),
+            components: vec!["postgres".into()],
+            checksums: BTreeMap::from([("postgres.sql.gz".into(), "sha256:00".into())]),
+            host: "home".into(),
+            docker_volumes: vec![],
+            options: Options::default(),
+            failed_components: vec![],
+            schema: SCHEMA,
+            tier: "hot".into(),
+            tags: vec![],
+            only: vec![],
+            skip: vec![],
+            expected_components: vec!["postgres".into()],
+            state: State::Complete,
+            encryption: Encryption::default(),
+            details: BTreeMap::new(),
+            bytes: None,
+            sha256: None,
+            manifest_sha256: None,
+        }
+    }
+
+    #[test]
+    fn a_sidecar_reads_back_and_the_inner_one_has_no_digest_of_the_archive() {
+        let m = sample();
+        let sidecar = Manifest::read_sidecar(&m.to_sidecar(17, "abcd").unwrap()).unwrap();
+        assert_eq!((sidecar.bytes, sidecar.sha256.as_deref()), (Some(17), Some("abcd")));
+        let inner = String::from_utf8(m.to_inner().unwrap()).unwrap();
+        assert!(!inner.contains("manifest_sha256") && !inner.contains("\"bytes\":"));
+    }
+
+    #[test]
+    fn a_critical_gap_is_partial_and_a_lesser_one_degraded() {
+        let expected = [("pg", true), ("redis", false)];
+        assert_eq!(State::of(expected, &["pg", "redis"]), State::Complete);
+        assert_eq!(State::of(expected, &["pg"]), State::Degraded);
+        assert_eq!(State::of(expected, &["redis"]), State::Partial);
+    }
+
+    proptest! {
+        #[test]
+        fn any_changed_byte_of_a_sidecar_is_found(at in 0usize..4096, to in any::<u8>()) {
+            let good = sample().to_sidecar(1_000, &"ab".repeat(32)).unwrap();
+            let at = at % good.len();
+            prop_assume!(good[at] != to);
+            let mut bad = good;
+            bad[at] = to;
+            prop_assert!(Manifest::read_sidecar(&bad).is_err());
+        }
+    }
+}

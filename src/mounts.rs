@@ -1,0 +1,147 @@
+//! Is the disk that is meant really there? What could go wrong: an unmounted NAS looks like an empty directory and
+//! fills the root disk; and a hung one never answers, so it is asked by a child that may be left behind.
+
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cancel::{Cancel, Interrupted};
+
+/// Name of the hidden command that a probing child runs.
+pub const PROBE_COMMAND: &str = "probe-path";
+
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("{path} is not there")]
+    Missing { path: PathBuf },
+    #[error("{path} does not answer: no reply within {seconds} s")]
+    Hung { path: PathBuf, seconds: u64 },
+    #[error("nothing is mounted at {path} or above it")]
+    NotMounted { path: PathBuf },
+    #[error("cannot look at {path}")]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl crate::hint::Hint for MountError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Interrupted(_) => None,
+            Self::Missing { path } | Self::NotMounted { path } | Self::Look { path, .. } => {
+                Some(format!("mount it, then see: findmnt --target {}", path.display()))
+            }
+            Self::Hung { path, .. } => {
+                Some(format!("the mount hangs; look at the server, or umount -l {}", path.display()))
+            }
+        }
+    }
+}
+
+/// How long a mount may take to answer.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Asks a child whether `path` answers; then, where `must_be_mount` is set, whether it lies on a mounted disk.
+pub fn check(exe: &Path, path: &Path, must_be_mount: bool, cancel: &Cancel) -> Result<(), MountError> {
+    let look = |source| MountError::Look { path: path.to_owned(), source };
+    let mut child = Command::new(exe)
+        .arg(PROBE_COMMAND)
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(look)?;
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(look)? {
+            break status;
+        }
+        let stop = cancel.check();
+        if stop.is_err() || started.elapsed() > DEADLINE {
+            // A child that hangs in the kernel cannot be waited for; it ends when the mount answers.
+            let _ = child.kill();
+            stop?;
+            return Err(MountError::Hung { path: path.to_owned(), seconds: DEADLINE.as_secs() });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    match status.code() {
+        Some(0) => {}
+        Some(PROBE_MISSING) => return Err(MountError::Missing { path: path.to_owned() }),
+        _ => return Err(look(io::Error::other("not a directory that can be read"))),
+    }
+    if must_be_mount && mount_point(path).map_err(look)? == Path::new("/") {
+        return Err(MountError::NotMounted { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+const PROBE_MISSING: i32 = 3;
+
+/// What the probing child does; its result is its exit status.
+pub fn probe(path: &Path) -> u8 {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => {
+            let _ = entries.next();
+            0
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => PROBE_MISSING as u8,
+        Err(_) => 1,
+    }
+}
+
+/// The mount that `path` lies on.
+pub fn mount_point(path: &Path) -> io::Result<PathBuf> {
+    let real = std::fs::canonicalize(path)?;
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(longest_mount(&table, &real))
+}
+
+fn longest_mount(mountinfo: &[u8], real: &Path) -> PathBuf {
+    mountinfo
+        .split(|b| *b == b'\n')
+        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
+        .map(|field| PathBuf::from(std::ffi::OsString::from_vec(unescape(field))))
+        .filter(|mount| real.starts_with(mount))
+        .max_by_key(|mount| mount.as_os_str().as_bytes().len())
+        .unwrap_or_else(|| PathBuf::from("/"))
+}
+
+/// The kernel writes blanks and backslashes in paths as `\040` and the like.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut i = 0;
+    while i < field.len() {
+        let octal = field
+            .get(i + 1..i + 4)
+            .filter(|d| field[i] == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
+        if let Some(d) = octal {
+            out.push(d.iter().fold(0u8, |n, b| n.wrapping_mul(8).wrapping_add(b - b'0')));
+            i += 4;
+        } else {
+            out.push(field[i]);
+            i += 1;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_mount_wins_and_blanks_are_understood() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:5 / /mnt/my\\040nas rw - nfs x rw\n3 1 0:6 / /mnt rw - tmpfs t rw\n";
+        assert_eq!(longest_mount(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
+        assert_eq!(longest_mount(table, Path::new("/mnt/other")), Path::new("/mnt"));
+        assert_eq!(longest_mount(table, Path::new("/mntx")), Path::new("/"));
+    }
+}

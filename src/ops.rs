@@ -1,0 +1,28 @@
+//! What the program does: one file per verb, free functions over plans and seams. They never print.
+
+pub mod backup;
+pub mod extract;
+pub mod find;
+pub mod list;
+pub mod verify;
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+
+use crate::cancel::Cancel;
+use crate::progress::Monitor;
+use crate::store::Owner;
+use crate::vault::Vault;
+
+/// What every operation may use of the world.
+pub struct World<'a> {
+    pub cancel: &'a Cancel,
+    pub monitor: &'a dyn Monitor,
+    pub runtime: &'a Handle,
+    pub vault: &'a Vault,
+    pub owner: &'a Owner,
+    pub exe: &'a Path,
+    pub now: fn() -> Timestamp,
+}

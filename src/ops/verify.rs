@@ -1,0 +1,312 @@
+//! Is a stored backup still what was stored, and can every component of it be read? What could go wrong: a check that
+//! looks at less than it says; so the verdict names how deep it went.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::World;
+use super::find::Found;
+use crate::archive::layout::{self, config_digest};
+use crate::archive::read::{codec_of, decompress, walk_archive};
+use crate::cancel::{Cancel, Interrupted};
+use crate::delivery::{self, Depth, mark_verified, object};
+use crate::format::tarwalk::{Body, Entry as TarEntry, Kind, TarError};
+use crate::hint::chain;
+use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, sha256_line};
+use crate::progress::{Event, Monitor, What};
+use crate::source::{self, Member};
+use crate::store::StoreError;
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub name: String,
+    pub store: String,
+    pub tier: String,
+    pub depth: Depth,
+    pub good: bool,
+    /// Every fault that was found; empty when it is good.
+    pub faults: Vec<String>,
+    /// What is worth knowing and no fault of the copy.
+    pub notes: Vec<String>,
+}
+
+/// Verifies one copy of one backup, and notes the result beside it.
+pub fn verify(
+    found: &Found<'_>,
+    depth: Depth,
+    scratch: &Path,
+    world: &World<'_>,
+) -> Result<Report, Interrupted> {
+    let store = found.store();
+    let name = &found.entry.name;
+    world.monitor.phase(
+        &format!("verifying {name} in {}", store.name()),
+        found.entry.manifest.as_ref().ok().and_then(|m| m.bytes),
+    );
+    let mut report = Report {
+        name: name.to_string(),
+        store: store.name().to_owned(),
+        tier: found.tier.clone(),
+        depth,
+        good: false,
+        faults: Vec::new(),
+        notes: Vec::new(),
+    };
+    match &found.entry.manifest {
+        Err(damage) => report.faults.push(chain(damage)),
+        Ok(manifest) => match check(found, manifest, depth, scratch, world, &mut report) {
+            Ok(()) => {}
+            Err(StoreError::Interrupted(i)) => return Err(i),
+            Err(e) => report.faults.push(chain(&e)),
+        },
+    }
+    report.good = report.faults.is_empty();
+    note(found, &mut report, world);
+    Ok(report)
+}
+
+/// Renews the mark of a good copy; takes that of a bad one away, so that nothing relies on it.
+fn note(found: &Found<'_>, report: &mut Report, world: &World<'_>) {
+    let (store, name) = (found.store(), &found.entry.name);
+    let noted = if report.good {
+        let sha256 = found.entry.manifest.as_ref().ok().and_then(|m| m.sha256.clone()).unwrap_or_default();
+        mark_verified(store, &found.dir, name, report.depth, &sha256, (world.now)())
+    } else {
+        store.delete(&object(&found.dir, &name.verified_file()))
+    };
+    if let Err(e) = noted {
+        report.notes.push(format!("the result could not be noted in the store: {}", chain(&e)));
+    }
+    let how = if report.depth == Depth::Deep { "every component read" } else { "digest" };
+    let event = if report.good {
+        Event::new(What::VerifyGood, format!("Verified {name} in {}: good ({how})", store.name()))
+    } else {
+        Event::new(
+            What::VerifyBad,
+            format!("{name} in {} is damaged: {}", store.name(), report.faults.join("; ")),
+        )
+    };
+    world.monitor.event(event.backup(name).store(store.name()));
+}
+
+fn check(
+    found: &Found<'_>,
+    manifest: &Manifest,
+    depth: Depth,
+    scratch: &Path,
+    world: &World<'_>,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let (store, name) = (found.store(), &found.entry.name);
+    let wanted = manifest.sha256.clone().unwrap_or_default();
+    match store.read_small(&object(&found.dir, &name.sha256_file())) {
+        Ok(line) if line == sha256_line(&wanted, &name.archive()).as_bytes() => {}
+        Ok(_) => report.faults.push(format!("{} does not say what the manifest says", name.sha256_file())),
+        Err(e) if e.is_not_found() => report.faults.push(format!("{} is missing", name.sha256_file())),
+        Err(e) => return Err(e),
+    }
+    let archive = object(&found.dir, &name.archive());
+    let (bytes, sha256) = match depth {
+        Depth::Digest => delivery::digest_of(store, &archive, world.cancel, world.monitor)?,
+        Depth::Deep => {
+            let reader = store.open(&archive)?;
+            let mut tee = Tee::new(reader, world.cancel, world.monitor);
+            let inside = walk(&mut tee, manifest, scratch, report);
+            if let Err(Fault(text)) = inside {
+                report.faults.push(text);
+            }
+            world.cancel.check()?;
+            // The digest is over all of it, also behind the place where reading stopped.
+            io::copy(&mut tee, &mut io::sink()).map_err(|source| StoreError::Io {
+                store: store.name().to_owned(),
+                action: "read",
+                object: archive.clone(),
+                source,
+            })?;
+            world.cancel.check()?;
+            tee.finish()
+        }
+    };
+    if manifest.bytes != Some(bytes) {
+        report.faults.insert(
+            0,
+            format!("{bytes} bytes are stored, the manifest says {}", manifest.bytes.unwrap_or(0)),
+        );
+    } else if sha256 != wanted {
+        report.faults.insert(0, "the stored bytes have another SHA-256 than the manifest says".to_owned());
+    }
+    Ok(())
+}
+
+struct Fault(String);
+
+impl From<TarError> for Fault {
+    fn from(e: TarError) -> Self {
+        Self(chain(&e))
+    }
+}
+
+/// Reads the archive to its end and compares everything in it with the manifest.
+fn walk(
+    archive: &mut dyn Read,
+    manifest: &Manifest,
+    scratch: &Path,
+    report: &mut Report,
+) -> Result<(), Fault> {
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    let prefix = format!("{}/", manifest.backup_name);
+    let mut faults: Vec<String> = Vec::new();
+    walk_archive(archive, |entry: &TarEntry, body: &mut Body<'_>| -> Result<(), Fault> {
+        let path =
+            String::from_utf8(entry.path.clone()).map_err(|_| Fault("a file name is not text".into()))?;
+        let inside =
+            path.strip_prefix(&prefix).ok_or_else(|| Fault(format!("{path:?} lies outside {prefix}")))?;
+        match entry.kind {
+            Kind::Directory => return Ok(()),
+            Kind::Regular => {}
+            _ => return Err(Fault(format!("{path:?} is no file"))),
+        }
+        if seen.contains_key(inside) {
+            return Err(Fault(format!("{inside:?} is in it twice")));
+        }
+        let digest = match inside {
+            layout::MANIFEST => check_inner(body, manifest, &mut faults)?,
+            layout::GUIDE => hash(body, inside)?,
+            _ => check_member(inside, body, manifest, scratch, &mut faults)?,
+        };
+        seen.insert(inside.to_owned(), digest);
+        Ok(())
+    })?;
+    report.faults.extend(faults);
+    compare(&seen, manifest, report);
+    Ok(())
+}
+
+fn check_inner(body: &mut Body<'_>, sidecar: &Manifest, faults: &mut Vec<String>) -> Result<String, Fault> {
+    let mut text = Vec::new();
+    body.take(64 << 20).read_to_end(&mut text).map_err(|e| Fault(format!("{}: {e}", layout::MANIFEST)))?;
+    let expected = sidecar.to_inner().map_err(|e| Fault(chain(&e)))?;
+    match Manifest::read_inner(&text) {
+        Err(e) => faults.push(format!("{}: {}", layout::MANIFEST, chain(&e))),
+        // Compared as values: a later version may write other fields, in another order.
+        Ok(inner) if inner.to_inner().map_err(|e| Fault(chain(&e)))? != expected => {
+            faults.push("the manifest inside differs from the one beside the archive".to_owned());
+        }
+        Ok(_) => {}
+    }
+    Ok(hex::encode(Sha256::digest(&text)))
+}
+
+fn check_member(
+    name: &str,
+    body: &mut Body<'_>,
+    manifest: &Manifest,
+    scratch: &Path,
+    faults: &mut Vec<String>,
+) -> Result<String, Fault> {
+    let mut tee = HashRead { inner: body, hasher: Sha256::new() };
+    let owner = manifest.details.iter().find(|(_, c)| c.members.iter().any(|m| m == name));
+    if let Some((component_name, component)) = owner {
+        let (base, codec) = codec_of(name);
+        let checked =
+            decompress(codec, &mut tee).map_err(source::CheckError::Read).and_then(|mut content| {
+                let mut member = Member { name: base, body: &mut content, component, scratch };
+                source::check(&mut member)?;
+                // A check that stops early would leave the rest unread and a damaged end unseen.
+                io::copy(&mut content, &mut io::sink()).map(|_| ()).map_err(source::CheckError::Read)
+            });
+        if let Err(e) = checked {
+            faults.push(format!("{component_name}: {name}: {}", chain(&e)));
+        }
+    }
+    io::copy(&mut tee, &mut io::sink()).map_err(|e| Fault(format!("{name}: {e}")))?;
+    Ok(hex::encode(tee.hasher.finalize()))
+}
+
+fn hash(body: &mut Body<'_>, name: &str) -> Result<String, Fault> {
+    let mut tee = HashRead { inner: body, hasher: Sha256::new() };
+    io::copy(&mut tee, &mut io::sink()).map_err(|e| Fault(format!("{name}: {e}")))?;
+    Ok(hex::encode(tee.hasher.finalize()))
+}
+
+/// What the archive holds against what the manifest promises.
+fn compare(seen: &BTreeMap<String, String>, manifest: &Manifest, report: &mut Report) {
+    for (file, wanted) in &manifest.checksums {
+        if file == CONFIG_DIR {
+            let mut inside: Vec<(&str, &str)> = seen
+                .iter()
+                .filter_map(|(name, digest)| Some((name.strip_prefix(CONFIG_DIR)?, digest.as_str())))
+                .collect();
+            if *wanted != format!("sha256:{}", config_digest(&mut inside)) {
+                report.faults.push(format!("{CONFIG_DIR} has another digest than the manifest says"));
+            }
+            continue;
+        }
+        match seen.get(file) {
+            None => report.faults.push(format!("{file} is missing in the archive")),
+            Some(digest) if *wanted != format!("sha256:{digest}") => {
+                report.faults.push(format!("{file} has another SHA-256 than the manifest says"));
+            }
+            Some(_) => {}
+        }
+    }
+    for file in seen.keys() {
+        if !manifest.checksums.contains_key(file) && file != layout::MANIFEST && file != layout::GUIDE {
+            report.faults.push(format!("{file} is in the archive, but not in the manifest"));
+        }
+    }
+    for (name, component) in &manifest.details {
+        let lacking = component.state != ComponentState::Whole;
+        if lacking && component.critical {
+            report.faults.push(format!("the critical component {name} is not in it, or not whole"));
+        } else if lacking {
+            report.notes.push(format!("the component {name} is not in it, or not whole"));
+        }
+    }
+}
+
+/// Hashes what passes through.
+struct HashRead<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Read for HashRead<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        Ok(n)
+    }
+}
+
+/// Hashes and counts the archive while it is read; an interrupt is a read error.
+struct Tee<'a> {
+    inner: HashRead<Box<dyn Read + Send>>,
+    bytes: u64,
+    cancel: &'a Cancel,
+    monitor: &'a dyn Monitor,
+}
+
+impl<'a> Tee<'a> {
+    fn new(inner: Box<dyn Read + Send>, cancel: &'a Cancel, monitor: &'a dyn Monitor) -> Self {
+        Self { inner: HashRead { inner, hasher: Sha256::new() }, bytes: 0, cancel, monitor }
+    }
+
+    fn finish(self) -> (u64, String) {
+        (self.bytes, hex::encode(self.inner.hasher.finalize()))
+    }
+}
+
+impl Read for Tee<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.cancel.check().map_err(io::Error::other)?;
+        let n = self.inner.read(buf)?;
+        self.bytes += n as u64;
+        self.monitor.moved(n as u64);
+        Ok(n)
+    }
+}

@@ -1,0 +1,172 @@
+//! Tables and sentences for people.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use crate::delivery::Depth;
+use crate::manifest::{ComponentState, Manifest};
+use crate::ops::backup::{Outcome, Preview};
+use crate::ops::list::Row;
+use crate::units::{show_bytes, show_duration};
+
+/// Columns as wide as their widest cell; the first row is the heading.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let pad = width - cell.chars().count();
+            line.push_str(cell);
+            line.push_str(&" ".repeat(pad + 2));
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+pub fn print(text: &str) -> io::Result<()> {
+    io::stdout().lock().write_all(text.as_bytes())
+}
+
+fn heading(words: &[&str]) -> Vec<String> {
+    words.iter().map(|w| (*w).to_owned()).collect()
+}
+
+pub fn list(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "No backups\n".to_owned();
+    }
+    let mut cells = vec![heading(&["BACKUP", "TIME (UTC)", "AGE", "SIZE", "TIER", "STORES", "STATE", "VERIFIED", ""])];
+    for r in rows {
+        let mut state = r.state.clone();
+        if !r.only.is_empty() {
+            state.push_str(&format!(", only {}", r.only.join(",")));
+        }
+        if !r.skip.is_empty() {
+            state.push_str(&format!(", without {}", r.skip.join(",")));
+        }
+        let verified = r.verified.as_ref().map_or_else(
+            || "-".to_owned(),
+            |v| format!("{}{}", v.time, if v.depth == Depth::Deep { " (deep)" } else { "" }),
+        );
+        let mut remarks: Vec<String> = r.tags.iter().map(|t| format!("#{t}")).collect();
+        if r.latest {
+            remarks.insert(0, "latest".to_owned());
+        }
+        remarks.extend(r.error.clone());
+        cells.push(vec![
+            r.name.to_string(),
+            r.timestamp.clone().unwrap_or_else(|| "-".to_owned()),
+            r.age_s.map_or_else(|| "-".to_owned(), |s| show_duration(Duration::from_secs(s))),
+            r.bytes.map_or_else(|| "-".to_owned(), show_bytes),
+            r.tier.clone(),
+            r.stores.join(","),
+            state,
+            verified,
+            remarks.join(" "),
+        ]);
+    }
+    table(&cells)
+}
+
+pub fn manifest(m: &Manifest) -> String {
+    let mut out = format!(
+        "{}\n  made     {} on {} by tars-backup {}, tier {}\n  state    {}\n",
+        m.backup_name, m.timestamp, m.host, m.version, m.tier, m.state
+    );
+    if let (Some(bytes), Some(sha256)) = (m.bytes, &m.sha256) {
+        out.push_str(&format!("  archive  {}, SHA-256 {sha256}\n", show_bytes(bytes)));
+    }
+    for (label, list) in [("tags", &m.tags), ("only", &m.only), ("without", &m.skip), ("volumes", &m.docker_volumes)] {
+        if !list.is_empty() {
+            out.push_str(&format!("  {label:<8} {}\n", list.join(", ")));
+        }
+    }
+    out.push('\n');
+    let mut cells = vec![heading(&["COMPONENT", "TYPE", "STATE", "READ", "STORED", "FILES", "TIME", "MEMBERS"])];
+    for (name, c) in &m.details {
+        cells.push(vec![
+            name.clone(),
+            c.kind.clone(),
+            component_state(c.state, c.critical).to_owned(),
+            show_bytes(c.bytes_in),
+            show_bytes(c.bytes_stored),
+            c.files.to_string(),
+            show_duration(Duration::from_millis(c.duration_ms)),
+            c.members.join(" "),
+        ]);
+    }
+    out.push_str(&table(&cells));
+    for (name, c) in &m.details {
+        for text in c.error.iter().chain(&c.warnings) {
+            out.push_str(&format!("  {name}: {text}\n"));
+        }
+    }
+    out
+}
+
+fn component_state(state: ComponentState, critical: bool) -> &'static str {
+    match (state, critical) {
+        (ComponentState::Whole, _) => "whole",
+        (ComponentState::Incomplete, true) => "INCOMPLETE (critical)",
+        (ComponentState::Incomplete, false) => "incomplete",
+        (ComponentState::Failed, true) => "FAILED (critical)",
+        (ComponentState::Failed, false) => "failed",
+    }
+}
+
+pub fn preview(p: &Preview) -> String {
+    let mut out = format!("Plan for tier {} (nothing was written)\n\n", p.tier);
+    let mut cells = vec![heading(&["COMPONENT", "TYPE", "CRITICAL", "ESTIMATE", "METHOD"])];
+    for c in &p.components {
+        cells.push(vec![
+            c.name.clone(),
+            c.kind.to_owned(),
+            if c.critical { "yes" } else { "no" }.to_owned(),
+            c.bytes_in.map_or_else(|| "-".to_owned(), show_bytes),
+            c.method.clone(),
+        ]);
+    }
+    out.push_str(&table(&cells));
+    out.push('\n');
+    let mut cells = vec![heading(&["STORE", "LOCATION", "PATH", "FREE"])];
+    for s in &p.stores {
+        let free = s.free_bytes.map_or_else(|| "-".to_owned(), show_bytes);
+        cells.push(vec![s.name.clone(), s.location.clone(), s.path.clone(), free]);
+    }
+    out.push_str(&table(&cells));
+    out.push_str("\nRetention: this version deletes nothing; every backup is kept.\n");
+    let failed = p.components.iter().map(|c| (&c.name, &c.error, &c.hint));
+    let failed = failed.chain(p.stores.iter().map(|s| (&s.name, &s.error, &s.hint)));
+    for (name, error, hint) in failed {
+        if let Some(error) = error {
+            let hint = hint.as_ref().map_or_else(String::new, |h| format!("\n  hint: {h}"));
+            out.push_str(&format!("\nWould fail: {name}: {error}{hint}\n"));
+        }
+    }
+    out
+}
+
+/// The last words of a run, for a person.
+pub fn outcome(o: &Outcome) -> String {
+    let took = show_duration(Duration::from_millis(o.duration_ms));
+    let committed: Vec<&str> = o.stores.iter().filter(|s| s.receipt.is_some()).map(|s| s.store.as_str()).collect();
+    let mut out = match (&o.name, o.state, committed.as_slice()) {
+        (Some(name), Some(state), [_, ..]) => {
+            format!("{name}: {state}, {} in {}, {took}\n", show_bytes(o.bytes), committed.join(", "))
+        }
+        _ => format!("No backup was made ({took})\n"),
+    };
+    let components = o.components.iter().map(|c| (&c.name, &c.failure));
+    for (name, failure) in components.chain(o.stores.iter().map(|s| (&s.store, &s.failure))) {
+        if let Some(f) = failure {
+            out.push_str(&format!("  {name}: {}\n", f.error));
+            out.extend(f.hint.iter().map(|h| format!("    hint: {h}\n")));
+        }
+    }
+    out
+}

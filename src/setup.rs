@@ -1,0 +1,92 @@
+//! The configuration made real: settings, sources, stores and tiers out of TOML text, or all that is wrong with it.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use serde_json::{Value, json};
+
+use crate::config::{
+    Agent, Archive, Doc, DockerSettings, Key, Places, Problem, Section, Survey, Tier, check_tiers,
+    json_schema,
+};
+use crate::source::{self, Configured};
+use crate::store::{self, Store};
+
+pub struct Setup {
+    pub agent: Agent,
+    pub archive: Archive,
+    pub docker: DockerSettings,
+    pub sources: Vec<Configured>,
+    pub stores: Vec<Box<dyn Store>>,
+    pub tiers: Vec<Tier>,
+    /// Every key that can be set here, with the value in force.
+    pub keys: Vec<Key>,
+    /// The files it was read from.
+    pub files: Vec<PathBuf>,
+}
+
+/// What the configuration cannot know by itself.
+pub struct Machine<'a> {
+    pub places: Places,
+    pub cores: usize,
+    /// Our own program, for probing mounts.
+    pub exe: &'a Path,
+}
+
+/// Reads `(path, text)` of all configuration files, in the order in which they override each other.
+pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let doc = Doc::parse(files, &mut problems);
+    let survey = Rc::new(RefCell::new(Survey { problems, keys: Vec::new() }));
+    let root = Section::root(&doc, survey.clone());
+
+    let agent = Agent::read(&root, &machine.places, machine.cores);
+    let archive = Archive::read(&root);
+    let docker = DockerSettings::read(&root);
+    let sources = source::read_all(&root);
+    let stores = store::read_all(&root, machine.exe);
+    let tiers = Tier::read_all(&root);
+    let store_names: Vec<&str> = stores.iter().map(|s| s.name()).collect();
+    let source_names: Vec<&str> = sources.iter().map(|s| s.name.as_str()).collect();
+    check_tiers(&root, &tiers, &store_names, &source_names, &agent.default_tier);
+    root.finish();
+
+    let survey = survey.take();
+    if !survey.problems.is_empty() {
+        let mut problems = survey.problems;
+        problems.sort_by(|a, b| (&a.at.file, a.at.line).cmp(&(&b.at.file, b.at.line)));
+        return Err(problems);
+    }
+    Ok(Setup { agent, archive, docker, sources, stores, tiers, keys: survey.keys, files: doc.files.clone() })
+}
+
+impl Setup {
+    pub fn tier(&self, name: &str) -> Option<&Tier> {
+        self.tiers.iter().find(|t| t.name.as_str() == name)
+    }
+
+    pub fn store(&self, name: &str) -> Option<&dyn Store> {
+        self.stores.iter().find(|s| s.name() == name).map(AsRef::as_ref)
+    }
+}
+
+/// The JSON schema of a configuration file.
+pub fn schema(machine: &Machine<'_>) -> Value {
+    let (root, survey) = Section::blank("");
+    Agent::read(&root, &machine.places, machine.cores);
+    Archive::read(&root);
+    DockerSettings::read(&root);
+    store::read_one("name", &blank_at("stores.*", &survey), machine.exe);
+    Tier::read("name", &blank_at("tiers.*", &survey));
+    let mut schema = json_schema("", &survey.borrow().keys);
+    schema["properties"]["sources"] =
+        json!({ "type": "object", "additionalProperties": { "oneOf": source::schemas() } });
+    schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    schema["title"] = json!("tars-backup configuration");
+    schema
+}
+
+fn blank_at(path: &str, into: &Rc<RefCell<Survey>>) -> Section<'static> {
+    Section::blank_into(path, into.clone())
+}

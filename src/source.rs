@@ -1,0 +1,339 @@
+//! A thing to capture. Each kind is one file that owns its table of the configuration, its way to capture, its check
+//! of what was captured and the commands that restore it by hand. A new kind is that file and one line in `KINDS`.
+
+mod command;
+mod config_files;
+mod directory;
+mod postgres;
+mod redis;
+mod sqlite;
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::runtime::Handle;
+
+use crate::archive::compress::Staged;
+use crate::archive::tree::TreeError;
+use crate::cancel::{Cancel, Interrupted};
+use crate::config::Section;
+use crate::docker::{Container, Docker, DockerError, Limits};
+use crate::hint::Hint;
+use crate::id::Name;
+use crate::manifest::Component;
+use crate::process::ProcessError;
+use crate::progress::Monitor;
+use crate::staging::{Stage, StagingError};
+use crate::vault::{SecretError, Vault};
+
+/// The kinds of sources, by the word that `type =` takes.
+const KINDS: &[(&str, Kind)] = &[
+    ("directory", directory::KIND),
+    ("sqlite", sqlite::KIND),
+    ("command", command::KIND),
+    ("config_files", config_files::KIND),
+    ("postgres", postgres::KIND),
+    ("redis", redis::KIND),
+];
+
+/// What the rest of the program knows about a kind.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    /// Without it a backup is partial, unless the configuration says otherwise.
+    critical: bool,
+    /// Asks the table of a source for everything that it may hold.
+    read: fn(&Name, &Section<'_>, Limits) -> Box<dyn Source>,
+    /// Reads one stored member of this kind and compares it with the facts.
+    check: fn(&mut Member<'_>) -> Result<(), CheckError>,
+    /// Stock commands that restore a component by hand.
+    restore: fn(&str, &Component) -> String,
+}
+
+pub trait Source: Send + Sync {
+    fn needs_docker(&self) -> bool {
+        false
+    }
+
+    /// One line for the plan: what is captured, and how.
+    fn method(&self) -> String;
+
+    /// Looks whether the source is really there, without changing anything; bytes to be read where that is cheap to
+    /// know.
+    fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError>;
+
+    /// Puts the state of the source into staging.
+    fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError>;
+}
+
+/// What a source may use.
+pub struct Context<'a> {
+    pub cancel: &'a Cancel,
+    pub monitor: &'a dyn Monitor,
+    pub runtime: &'a Handle,
+    pub docker: Result<&'a Docker, DockerError>,
+    pub vault: &'a Vault,
+    /// Our own configuration, which belongs to the configuration of the stack.
+    pub config_files: &'a [PathBuf],
+    /// Directories of ours that are never captured.
+    pub own_dirs: &'a [PathBuf],
+    /// Facts of this component in the newest earlier backup.
+    pub previous: Option<&'a Map<String, Value>>,
+}
+
+impl Context<'_> {
+    pub fn docker(&self) -> Result<&Docker, SourceError> {
+        self.docker.clone().map_err(SourceError::Docker)
+    }
+}
+
+/// A component that lies in staging.
+#[derive(Debug, Default)]
+pub struct Capture {
+    pub staged: Vec<Staged>,
+    /// Bytes read from the source.
+    pub bytes_in: u64,
+    pub files: u64,
+    pub consistency: &'static str,
+    pub warnings: Vec<String>,
+    /// Set when something could not be read: what is here is then not all of it.
+    pub incomplete: Option<String>,
+    pub facts: Map<String, Value>,
+    /// Docker volumes that the data came from.
+    pub volumes: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error(transparent)]
+    Docker(DockerError),
+    #[error(transparent)]
+    Process(ProcessError),
+    #[error(transparent)]
+    Tree(TreeError),
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("cannot write {member} in staging")]
+    Write {
+        member: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read {what}")]
+    Read {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{what}: {why}")]
+    Bad { what: String, why: String, hint: Option<String> },
+}
+
+impl From<DockerError> for SourceError {
+    fn from(e: DockerError) -> Self {
+        match e {
+            DockerError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Docker(e),
+        }
+    }
+}
+
+impl From<ProcessError> for SourceError {
+    fn from(e: ProcessError) -> Self {
+        match e {
+            ProcessError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Process(e),
+        }
+    }
+}
+
+impl SourceError {
+    fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Bad { what: what.into(), why: why.into(), hint: None }
+    }
+
+    fn hinted(what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Bad { what: what.into(), why: why.into(), hint: Some(hint.into()) }
+    }
+
+    fn write(member: &str) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Write { member: member.to_owned(), source }
+    }
+}
+
+impl Hint for SourceError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Docker(e) => e.hint(),
+            Self::Process(e) => e.hint(),
+            Self::Tree(e) => e.hint(),
+            Self::Staging(e) => e.hint(),
+            Self::Secret(e) => e.hint(),
+            Self::Write { source, .. }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Some("staging is full: make room, or set agent.staging_dir to a larger disk".into())
+            }
+            Self::Bad { hint, .. } => hint.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// A configured source.
+pub struct Configured {
+    pub name: Name,
+    pub kind: &'static str,
+    pub critical: bool,
+    /// Part of a tier whose components are "default".
+    pub on_by_default: bool,
+    pub source: Box<dyn Source>,
+}
+
+/// Reads `[sources]`.
+pub fn read_all(root: &Section<'_>) -> Vec<Configured> {
+    let mut sources = Vec::new();
+    let tables = root.tables("sources");
+    if tables.is_empty() {
+        root.table("sources").problem(
+            "",
+            "no source is configured",
+            Some("add [sources.documents] with type = \"directory\" and path = \"/…\"".into()),
+        );
+    }
+    for (name, s) in tables {
+        match name.parse::<Name>() {
+            Ok(name) => sources.extend(read_one(&name, &s)),
+            Err(e) => s.problem("", e.to_string(), None),
+        }
+    }
+    sources
+}
+
+/// Asks one table all its questions. None when its type is not known.
+fn read_one(name: &Name, s: &Section<'_>) -> Option<Configured> {
+    let word = s.text("type", "Kind of source");
+    let Some((kind_name, kind)) = word.as_deref().and_then(find_kind) else {
+        let words: Vec<&str> = KINDS.iter().map(|(w, _)| *w).collect();
+        let hint = word
+            .as_deref()
+            .and_then(|w| crate::config::nearest(w, words.iter().copied()))
+            .map_or_else(|| format!("one of: {}", words.join(", ")), |w| format!("did you mean {w:?}?"));
+        let message = if word.is_some() { "is not a kind of source" } else { "missing" };
+        s.problem("type", message, Some(hint));
+        return None;
+    };
+    let configured = read_as(name, s, kind_name, kind);
+    s.finish();
+    Some(configured)
+}
+
+fn read_as(name: &Name, s: &Section<'_>, kind_name: &'static str, kind: &Kind) -> Configured {
+    let critical = s.flag("critical", kind.critical, "Without it a backup is partial, not only degraded");
+    let on_by_default = s.flag("on_by_default", true, "Part of tiers whose components are \"default\"");
+    let limits = Limits {
+        total: s.duration_or("timeout", Duration::from_secs(6 * 3600), "Longest time for the whole capture"),
+        idle: s.duration_or("idle_timeout", Duration::from_secs(600), "Longest time without any progress"),
+    };
+    let source = (kind.read)(name, s, limits);
+    Configured { name: name.clone(), kind: kind_name, critical, on_by_default, source }
+}
+
+fn find_kind(word: &str) -> Option<(&'static str, &'static Kind)> {
+    KINDS.iter().find(|(w, _)| *w == word).map(|(w, k)| (*w, k))
+}
+
+/// The questions of each kind, asked of an empty table: the schema of `[sources.*]`.
+pub fn schemas() -> Vec<Value> {
+    let Ok(name) = "name".parse::<Name>() else { return Vec::new() };
+    KINDS
+        .iter()
+        .map(|(word, kind)| {
+            let (section, survey) = Section::blank("source");
+            read_as(&name, &section, word, kind);
+            let mut schema = crate::config::json_schema("source", &survey.borrow().keys);
+            schema["properties"]["type"] = serde_json::json!({ "const": word });
+            schema["required"] = serde_json::json!(["type"]);
+            schema
+        })
+        .collect()
+}
+
+/// Stock commands that restore this component; empty for a kind that this version does not know.
+pub fn restore_guide(name: &str, component: &Component) -> String {
+    find_kind(&component.kind).map_or_else(String::new, |(_, kind)| (kind.restore)(name, component))
+}
+
+/// A member of an archive that is being verified, without its compression.
+pub struct Member<'a> {
+    /// Name without the suffix of its compression.
+    pub name: &'a str,
+    pub body: &'a mut dyn Read,
+    pub component: &'a Component,
+    /// Private directory for what must lie on disk to be checked.
+    pub scratch: &'a Path,
+}
+
+/// Why a stored member is not what the manifest says.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error("cannot read it")]
+    Read(#[source] io::Error),
+    #[error("{0}")]
+    Bad(String),
+}
+
+/// Checks a member with what its kind knows. Members of unknown kinds are only read to their end.
+pub fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
+    match find_kind(&member.component.kind) {
+        Some((_, kind)) => (kind.check)(member),
+        None => io::copy(member.body, &mut io::sink()).map(|_| ()).map_err(CheckError::Read),
+    }
+}
+
+/// Reads a tar to its end and compares its entries with the manifest.
+fn check_tree(member: &mut Member<'_>) -> Result<(), CheckError> {
+    let found = crate::archive::read::walk_tar(&mut member.body)
+        .map_err(|e| CheckError::Bad(crate::hint::chain(&e)))?;
+    let wanted = member.component.facts.get("entries").and_then(Value::as_u64);
+    if wanted.is_some_and(|w| w != found) {
+        return Err(CheckError::Bad(format!("{found} entries, the manifest says {}", wanted.unwrap_or(0))));
+    }
+    Ok(())
+}
+
+/// Facts of the container that data came from.
+fn container_facts(facts: &mut Map<String, Value>, container: &Container) {
+    facts.insert("container".into(), container.name.clone().into());
+    facts.insert("image".into(), container.image.clone().into());
+    facts.insert("image_id".into(), container.image_id.clone().into());
+}
+
+/// Copies a stream into a component file, telling progress. The reader's errors are named by `what`.
+fn copy(
+    context: &Context<'_>,
+    what: &str,
+    from: &mut dyn Read,
+    member: &str,
+    to: &mut dyn Write,
+) -> Result<u64, SourceError> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    loop {
+        context.cancel.check()?;
+        let n = match from.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(SourceError::Read { what: what.to_owned(), source }),
+        };
+        to.write_all(&buffer[..n]).map_err(SourceError::write(member))?;
+        context.monitor.moved(n as u64);
+        total += n as u64;
+    }
+}

@@ -1,0 +1,226 @@
+//! The configuration of the stack: env, Compose and other files, and our own. What could go wrong: a password in a
+//! backup that anybody may read, so every file is redacted, and whatever was found secret is searched for in all of
+//! them again; one that remains fails the component.
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, json};
+
+use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError};
+use crate::archive::tree::show_name;
+use crate::config::Section;
+use crate::docker::Limits;
+use crate::id::Name;
+use crate::manifest::{CONFIG_DIR, Component};
+use crate::redact::{Input, redact};
+use crate::staging::Stage;
+
+pub const KIND: Kind = Kind { critical: true, read, check, restore };
+
+/// A configuration file larger than this is not one.
+const MAX_BYTES: u64 = 16 << 20;
+const INVENTORY: &str = "INVENTORY.txt";
+
+struct ConfigFiles {
+    files: Vec<PathBuf>,
+    own: bool,
+    harmless: Vec<String>,
+}
+
+fn read(_: &Name, s: &Section<'_>, _: Limits) -> Box<dyn Source> {
+    let files = s.texts("files", "Files to keep: env, Compose, and others of the stack");
+    for f in files.iter().filter(|f| !f.starts_with('/')) {
+        s.problem("files", format!("must be absolute paths, not {f:?}"), None);
+    }
+    let own = s.flag("own", true, "Also keep the configuration of tars-backup itself");
+    if files.is_empty() && !own && s.is_present() {
+        s.problem("files", "names no file", None);
+    }
+    Box::new(ConfigFiles {
+        files: files.into_iter().map(PathBuf::from).collect(),
+        own,
+        harmless: s.texts("harmless_keys", "Keys whose values are never secret although their names look so"),
+    })
+}
+
+/// A file as it was read.
+struct Original {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    meta: std::fs::Metadata,
+}
+
+impl ConfigFiles {
+    fn paths(&self, context: &Context<'_>) -> Vec<PathBuf> {
+        let own: &[PathBuf] = if self.own { context.config_files } else { &[] };
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for p in self.files.iter().chain(own) {
+            if !paths.contains(p) {
+                paths.push(p.clone());
+            }
+        }
+        paths
+    }
+}
+
+impl Source for ConfigFiles {
+    fn method(&self) -> String {
+        let own = if self.own { " and our own" } else { "" };
+        format!("redacted copies of {} files{own}", self.files.len())
+    }
+
+    fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError> {
+        let mut bytes = 0;
+        for path in self.paths(context) {
+            let meta = std::fs::metadata(&path)
+                .map_err(|source| SourceError::Read { what: path.display().to_string(), source })?;
+            bytes += meta.len();
+        }
+        Ok(Some(bytes))
+    }
+
+    fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
+        let mut originals = Vec::new();
+        let mut unreadable = Vec::new();
+        for path in self.paths(context) {
+            match read_file(&path) {
+                Ok(original) => originals.push(original),
+                Err(e) => unreadable.push(format!("{} ({e})", show_name(path.as_os_str().as_bytes()))),
+            }
+        }
+        if originals.is_empty() {
+            let what = if unreadable.is_empty() { "no file".into() } else { unreadable.join(", ") };
+            return Err(SourceError::hinted("configuration files", what, "look at files = of the source"));
+        }
+        let names: Vec<String> = originals.iter().map(|o| o.path.display().to_string()).collect();
+        let inputs: Vec<Input<'_>> =
+            originals.iter().zip(&names).map(|(o, name)| Input { name, bytes: &o.bytes }).collect();
+        let report = redact(&inputs, &self.harmless);
+        context.vault.learn_all(&report.secrets);
+
+        let members = member_names(&originals.iter().map(|o| o.path.as_path()).collect::<Vec<_>>());
+        let mut capture = Capture {
+            consistency: "live",
+            warnings: report.warnings.clone(),
+            incomplete: (!unreadable.is_empty()).then(|| format!("unreadable: {}", unreadable.join(", "))),
+            ..Capture::default()
+        };
+        let mut inventory = String::from("# path\tmode\tuid\tgid\tbytes\tmodified (UTC)\tin this archive\n");
+        let mut redacted_count = 0;
+        for ((original, redacted), member) in originals.iter().zip(&report.files).zip(members) {
+            let suffix = if redacted.changed { ".redacted" } else { "" };
+            let member = format!("{CONFIG_DIR}{member}{suffix}");
+            no_secret(&report.secrets, &redacted.bytes, &original.path)?;
+            redacted_count += u64::from(redacted.changed);
+            inventory.push_str(&inventory_line(original, &member));
+            capture.bytes_in += original.bytes.len() as u64;
+            capture.files += 1;
+            capture.staged.push(stage_bytes(stage, &member, &redacted.bytes)?);
+        }
+        no_secret(&report.secrets, inventory.as_bytes(), Path::new(INVENTORY))?;
+        let member = format!("{CONFIG_DIR}{INVENTORY}");
+        capture.staged.push(stage_bytes(stage, &member, inventory.as_bytes())?);
+        capture.facts = Map::from_iter([
+            ("files".into(), json!(capture.files)),
+            ("redacted".into(), json!(redacted_count)),
+        ]);
+        Ok(capture)
+    }
+}
+
+fn read_file(path: &Path) -> io::Result<Original> {
+    let meta = std::fs::metadata(path)?;
+    if !meta.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    if meta.len() > MAX_BYTES {
+        return Err(io::Error::other("larger than 16 MiB"));
+    }
+    Ok(Original { path: path.to_owned(), bytes: std::fs::read(path)?, meta })
+}
+
+fn stage_bytes(
+    stage: &Stage<'_>,
+    member: &str,
+    bytes: &[u8],
+) -> Result<crate::archive::compress::Staged, SourceError> {
+    let mut out = stage.plain(member)?;
+    out.write_all(bytes).map_err(SourceError::write(member))?;
+    out.finish().map_err(SourceError::write(member))
+}
+
+/// The last look: redaction has replaced every secret, and still nothing leaves unseen.
+fn no_secret(secrets: &crate::redact::Secrets, bytes: &[u8], path: &Path) -> Result<(), SourceError> {
+    match secrets.remains_in(bytes) {
+        None => Ok(()),
+        Some(label) => Err(SourceError::hinted(
+            path.display().to_string(),
+            format!("the value of {label} would remain readable in it"),
+            "write that value only under its own key, or name the key in harmless_keys if it is no secret",
+        )),
+    }
+}
+
+/// The base name; files that share one keep their whole path.
+fn member_names(paths: &[&Path]) -> Vec<String> {
+    let base = |p: &Path| p.file_name().map_or_else(String::new, |n| safe(&n.to_string_lossy()));
+    let bases: Vec<String> = paths.iter().map(|p| base(p)).collect();
+    let alike = |b: &String| bases.iter().filter(|o| *o == b).count() > 1 || b == INVENTORY;
+    paths
+        .iter()
+        .zip(&bases)
+        .map(|(p, b)| if alike(b) { safe(p.to_string_lossy().trim_start_matches('/')) } else { b.clone() })
+        .collect()
+}
+
+/// Control characters would break listings and digests; paths are absolute and so cannot climb once made relative.
+fn safe(path: &str) -> String {
+    let clean = |part: &str| match part {
+        "" | "." | ".." => "_".to_owned(),
+        part => part.chars().map(|c| if c.is_control() || c == '\\' { '_' } else { c }).collect(),
+    };
+    path.split('/').map(clean).collect::<Vec<String>>().join("/")
+}
+
+fn inventory_line(o: &Original, member: &str) -> String {
+    let modified = jiff::Timestamp::from_second(o.meta.mtime())
+        .map_or_else(|_| "unknown".to_owned(), |t| t.strftime("%FT%TZ").to_string());
+    format!(
+        "{}\t{:04o}\t{}\t{}\t{}\t{modified}\t{member}\n",
+        show_name(o.path.as_os_str().as_bytes()),
+        o.meta.mode() & 0o7777,
+        o.meta.uid(),
+        o.meta.gid(),
+        o.bytes.len()
+    )
+}
+
+fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
+    io::copy(member.body, &mut io::sink()).map(|_| ()).map_err(CheckError::Read)
+}
+
+fn restore(_: &str, _: &Component) -> String {
+    format!(
+        "Configuration files are in `{CONFIG_DIR}`; `{CONFIG_DIR}{INVENTORY}` tells where each belongs, its owner and its \
+         mode. A name that ends in `.redacted` had secrets replaced by `<REDACTED>`: use it to read, never as it is.\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_one_base_name_keep_their_path() {
+        let names = member_names(&[Path::new("/a/.env"), Path::new("/b/.env"), Path::new("/b/compose.yml")]);
+        assert_eq!(names, ["a/.env", "b/.env", "compose.yml"]);
+    }
+
+    #[test]
+    fn a_name_never_climbs_or_breaks_a_line() {
+        assert_eq!(safe("a/../b\nc"), "a/_/b_c");
+    }
+}

@@ -1,0 +1,241 @@
+//! A directory of files: a full copy, or only an inventory for what is kept elsewhere. What could go wrong: a NAS that
+//! is not mounted is an empty directory, so an empty tree is a failure unless it was allowed.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+
+use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree};
+use crate::archive::tarfile::TarWriter;
+use crate::archive::tree::{self, Exclude, TreeError, TreeReport, TreeRules};
+use crate::config::Section;
+use crate::docker::Limits;
+use crate::id::Name;
+use crate::manifest::Component;
+use crate::mounts;
+use crate::staging::Stage;
+use std::io::Write;
+
+pub const KIND: Kind = Kind { critical: true, read, check, restore };
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Copy,
+    Inventory,
+}
+
+struct Directory {
+    name: Name,
+    path: PathBuf,
+    mode: Mode,
+    exclude: Exclude,
+    require_mount: bool,
+    cross_mounts: bool,
+    allow_empty: bool,
+}
+
+fn read(name: &Name, s: &Section<'_>, _: Limits) -> Box<dyn Source> {
+    let path = s.required_path("path", "Directory to capture");
+    let mode = s.choice(
+        "mode",
+        &[("copy", Mode::Copy), ("inventory", Mode::Inventory)],
+        "copy: the files; inventory: only what is there (count, bytes, digest of the metadata)",
+    );
+    let patterns = s.texts(
+        "exclude",
+        "Patterns to leave out: a name at any depth (*.tmp), or a path from the directory (cache/**)",
+    );
+    let exclude = Exclude::new(&patterns).unwrap_or_else(|(pattern, why)| {
+        s.problem("exclude", format!("{pattern:?} is not a pattern: {why}"), None);
+        Exclude::default()
+    });
+    Box::new(Directory {
+        name: name.clone(),
+        path,
+        mode,
+        exclude,
+        require_mount: s.flag(
+            "require_mount",
+            false,
+            "Fail unless the directory lies on a mounted disk of its own",
+        ),
+        cross_mounts: s.flag("cross_mounts", false, "Also take other file systems that are mounted inside"),
+        allow_empty: s.flag("allow_empty", false, "An empty directory is no failure"),
+    })
+}
+
+impl Directory {
+    fn rules(&self, context: &Context<'_>) -> TreeRules {
+        TreeRules {
+            exclude: self.exclude.clone(),
+            own_dirs: context.own_dirs.to_vec(),
+            cross_mounts: self.cross_mounts,
+            allow_empty: self.allow_empty,
+        }
+    }
+
+    fn check_mount(&self) -> Result<(), SourceError> {
+        if !self.require_mount {
+            return Ok(());
+        }
+        let place = mounts::mount_point(&self.path)
+            .map_err(|source| SourceError::Read { what: self.path.display().to_string(), source })?;
+        if place == std::path::Path::new("/") {
+            return Err(SourceError::hinted(
+                self.path.display().to_string(),
+                "nothing is mounted there",
+                format!("mount it, then see: findmnt --target {}", self.path.display()),
+            ));
+        }
+        Ok(())
+    }
+
+    fn inventory(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
+        let survey = tree::inventory(&self.path, &self.rules(context), context.cancel).map_err(tree_error)?;
+        let report = &survey.report;
+        let mut facts = tree_facts(report);
+        facts.insert("digest".into(), json!(format!("sha256:{}", survey.digest)));
+        facts.insert("path".into(), json!(self.path.display().to_string()));
+        let mut warnings = report.warnings();
+        warnings.extend(context.previous.and_then(|before| difference(before, &facts)));
+        let member = format!("{}.inventory.json", self.name);
+        let mut file = stage.plain(&member)?;
+        let text = serde_json::to_vec_pretty(&facts).unwrap_or_default();
+        file.write_all(&text).map_err(SourceError::write(&member))?;
+        let staged = file.finish().map_err(SourceError::write(&member))?;
+        Ok(Capture {
+            staged: vec![staged],
+            bytes_in: 0,
+            files: report.files,
+            consistency: "inventory",
+            warnings,
+            incomplete: report.incomplete(),
+            facts,
+            volumes: Vec::new(),
+        })
+    }
+}
+
+impl Source for Directory {
+    fn method(&self) -> String {
+        let verb = if self.mode == Mode::Copy { "files of" } else { "inventory of" };
+        let without = match self.exclude.patterns() {
+            [] => String::new(),
+            patterns => format!(", without {}", patterns.join(", ")),
+        };
+        format!("{verb} {}{without}", self.path.display())
+    }
+
+    fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError> {
+        self.check_mount()?;
+        let survey = tree::inventory(&self.path, &self.rules(context), context.cancel).map_err(tree_error)?;
+        Ok(Some(if self.mode == Mode::Copy { survey.report.bytes } else { 0 }))
+    }
+
+    fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
+        self.check_mount()?;
+        if self.mode == Mode::Inventory {
+            return self.inventory(context, stage);
+        }
+        let member = format!("{}.tar", self.name);
+        let mut tar = TarWriter::new(stage.compressed(&member)?);
+        let report = tree::pack(&self.path, &self.rules(context), &mut tar, context.cancel, context.monitor)
+            .map_err(tree_error)?;
+        let staged = tar.finish().and_then(|w| w.finish()).map_err(SourceError::write(&member))?;
+        let mut facts = tree_facts(&report);
+        facts.insert("path".into(), json!(self.path.display().to_string()));
+        if !self.exclude.patterns().is_empty() {
+            facts.insert("excluded".into(), json!(self.exclude.patterns()));
+        }
+        Ok(Capture {
+            bytes_in: report.bytes,
+            files: report.files,
+            consistency: "live",
+            warnings: report.warnings(),
+            incomplete: report.incomplete(),
+            facts,
+            volumes: Vec::new(),
+            staged: vec![staged],
+        })
+    }
+}
+
+fn tree_error(e: TreeError) -> SourceError {
+    match e {
+        TreeError::Interrupted(i) => SourceError::Interrupted(i),
+        TreeError::Write(source) => SourceError::Write { member: "the tar".into(), source },
+        e => SourceError::Tree(e),
+    }
+}
+
+fn tree_facts(report: &TreeReport) -> Map<String, Value> {
+    let mut facts = Map::new();
+    for (key, value) in [
+        ("files", report.files),
+        ("directories", report.directories),
+        ("symlinks", report.symlinks),
+        ("hardlinks", report.hardlinks),
+        ("fifos", report.fifos),
+        ("bytes", report.bytes),
+        ("entries", report.entries),
+    ] {
+        facts.insert(key.into(), json!(value));
+    }
+    facts
+}
+
+/// What changed since the last inventory, for a person.
+fn difference(before: &Map<String, Value>, now: &Map<String, Value>) -> Option<String> {
+    if before.get("digest") == now.get("digest") {
+        return None;
+    }
+    let number = |facts: &Map<String, Value>, key: &str| facts.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let (files, bytes) = (number(before, "files"), number(before, "bytes"));
+    Some(format!(
+        "differs from the last run: {files} files, {bytes} bytes then; {} files, {} bytes now",
+        number(now, "files"),
+        number(now, "bytes")
+    ))
+}
+
+fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
+    if member.name.ends_with(".inventory.json") {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut member.body, &mut text).map_err(CheckError::Read)?;
+        let found: Map<String, Value> =
+            serde_json::from_slice(&text).map_err(|e| CheckError::Bad(format!("not an inventory: {e}")))?;
+        if found.get("digest") != member.component.facts.get("digest") {
+            return Err(CheckError::Bad("its digest is not the one of the manifest".into()));
+        }
+        return Ok(());
+    }
+    check_tree(member)
+}
+
+fn restore(name: &str, component: &Component) -> String {
+    let path = component.facts.get("path").and_then(Value::as_str).unwrap_or("/path");
+    match component.members.iter().find(|m| m.contains(".tar")) {
+        Some(member) => format!(
+            "Files of `{path}`. As root, into a new directory, then compare and move it into place:\n\n\
+             ```\nmkdir -p /srv/restored/{name}\n\
+             tar --numeric-owner --xattrs --xattrs-include='*' -xpf {member} -C /srv/restored/{name}\n```\n"
+        ),
+        None => format!("An inventory of `{path}` only; the files themselves are not in this archive.\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inventory_tells_what_changed_and_is_silent_when_nothing_did() {
+        let facts = |digest: &str, files: u64| {
+            Map::from_iter([("digest".to_owned(), json!(digest)), ("files".to_owned(), json!(files))])
+        };
+        assert_eq!(difference(&facts("a", 3), &facts("a", 3)), None);
+        assert!(
+            difference(&facts("a", 3), &facts("b", 1)).unwrap().contains("3 files, 0 bytes then; 1 files")
+        );
+    }
+}

@@ -1,0 +1,422 @@
+//! Redis through its own background save. What could go wrong: an old dump file taken for a new one, or a save that
+//! failed; so the file must be another one than before (it is replaced by renaming), the server must call the save
+//! good, and the copy must pass its own checksum.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use serde_json::{Map, Value, json};
+
+use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, copy};
+use crate::archive::compress::ComponentWriter;
+use crate::config::Section;
+use crate::docker::{Container, DataAt, Docker, Limits, Selector};
+use crate::format::rdb::{self, Checked, RdbFacts};
+use crate::id::Name;
+use crate::manifest::Component;
+use crate::secret::SecretRef;
+use crate::staging::Stage;
+
+pub const KIND: Kind = Kind { critical: false, read, check, restore };
+
+struct Redis {
+    name: Name,
+    selector: Selector,
+    user: Option<String>,
+    password: Option<SecretRef>,
+    port: Option<i64>,
+    rdb_path: Option<PathBuf>,
+    save_timeout: Duration,
+    limits: Limits,
+}
+
+fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
+    Box::new(Redis {
+        name: name.clone(),
+        selector: Selector {
+            container: s.text("container", "Name of the container; default: found by its Compose service"),
+            service: s.text_or(
+                "service",
+                name.as_str(),
+                "Compose service, where no container of that name is found",
+            ),
+        },
+        user: s.text("user", "ACL user; default: the default user"),
+        password: s
+            .secret("password", "Password; default: from the arguments or the environment of the container"),
+        port: s.whole(
+            "port",
+            "Port inside the container; default: from its arguments, else 6379",
+            1..=65_535,
+        ),
+        rdb_path: s
+            .path_of("rdb_path", "Path of the dump file in the container, where CONFIG GET is not allowed"),
+        save_timeout: s.duration_or(
+            "save_timeout",
+            Duration::from_secs(1800),
+            "Longest time for a background save",
+        ),
+        limits,
+    })
+}
+
+/// A server that can be asked.
+struct Server<'a> {
+    docker: &'a Docker,
+    container: Container,
+    env: Vec<(String, String)>,
+    options: Vec<String>,
+    limits: Limits,
+}
+
+/// Where the dump file is read from.
+enum Dump {
+    Host(PathBuf),
+    Engine(String),
+}
+
+impl Redis {
+    fn server<'a>(&self, context: &'a Context<'_>) -> Result<Server<'a>, SourceError> {
+        let docker = context.docker()?;
+        let container = docker.find(&self.selector)?;
+        container.must_run()?;
+        let password = match &self.password {
+            Some(reference) => Some(context.vault.read(reference)?),
+            None => argument(&container.args, "--requirepass")
+                .or_else(|| container.env.get("REDIS_PASSWORD").cloned())
+                .filter(|p| !p.is_empty()),
+        };
+        let mut env = Vec::new();
+        if let Some(password) = password {
+            context.vault.learn("the password of Redis", &password);
+            env.push(("REDISCLI_AUTH".to_owned(), password));
+        }
+        let mut options = Vec::new();
+        let port = self.port.map(|p| p.to_string()).or_else(|| argument(&container.args, "--port"));
+        if let Some(port) = port {
+            options.extend(["-p".to_owned(), port]);
+        }
+        if let Some(user) = &self.user {
+            options.extend(["--user".to_owned(), user.clone()]);
+        }
+        Ok(Server { docker, container, env, options, limits: self.limits })
+    }
+
+    fn dump_place(&self, server: &Server<'_>) -> Result<(Dump, Option<String>), SourceError> {
+        let path = match &self.rdb_path {
+            Some(path) => path.display().to_string(),
+            None => {
+                format!("{}/{}", server.setting("dir")?.trim_end_matches('/'), server.setting("dbfilename")?)
+            }
+        };
+        let at = server.docker.data_at(&server.container, &path)?;
+        let volume = at.volume().map(str::to_owned);
+        let dump = match at {
+            DataAt::Host { path, .. } => Dump::Host(path),
+            DataAt::Engine { .. } => Dump::Engine(path),
+        };
+        Ok((dump, volume))
+    }
+
+    /// Has the server write a new dump file, or joins a save that is under way; returns once it is complete.
+    fn save(&self, context: &Context<'_>, server: &Server<'_>, dump: &Dump) -> Result<(), SourceError> {
+        let before = server.fingerprint(dump)?;
+        let deadline = Instant::now() + self.save_timeout;
+        if server.persistence()?.get("rdb_bgsave_in_progress").map(String::as_str) != Some("1") {
+            server.begin_save()?;
+        }
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let state = server.persistence()?;
+            let is = |key: &str, value: &str| state.get(key).is_some_and(|v| v == value);
+            if is("rdb_bgsave_in_progress", "0") && is("loading", "0") {
+                if !is("rdb_last_bgsave_status", "ok") {
+                    return Err(SourceError::hinted(
+                        server.container.name.clone(),
+                        "the background save failed",
+                        format!(
+                            "is the disk full or read-only? docker logs --tail 20 {}",
+                            server.container.name
+                        ),
+                    ));
+                }
+                let now = server.fingerprint(dump)?;
+                if now.is_some() && now != before {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(SourceError::hinted(
+                    server.container.name.clone(),
+                    format!("no new dump file after {} s", self.save_timeout.as_secs()),
+                    "raise save_timeout of the source if the data is only large",
+                ));
+            }
+            context.monitor.waiting("waiting for Redis to save");
+            context.cancel.check()?;
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
+    fn fetch(
+        &self,
+        context: &Context<'_>,
+        server: &Server<'_>,
+        dump: &Dump,
+        member: &str,
+        out: &mut ComponentWriter,
+    ) -> Result<(), SourceError> {
+        match dump {
+            Dump::Host(path) => {
+                // A container may put a link there that leads out of its volume.
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::open(path, flags, Mode::empty())
+                    .map_err(|e| SourceError::Read { what: path.display().to_string(), source: e.into() })?;
+                copy(context, &path.display().to_string(), &mut File::from(file), member, out)?;
+            }
+            Dump::Engine(path) => {
+                let download = server.docker.download(&server.container.id, path, self.limits.idle);
+                let what = format!("{path} of {}", server.container.name);
+                let read = |source| SourceError::Read { what: what.clone(), source };
+                let mut write_error = None;
+                crate::archive::read::only_file(download, |body| {
+                    copy(context, &what, body, member, out).map(|_| ()).map_err(|e| {
+                        write_error = Some(e);
+                        std::io::Error::other("stopped")
+                    })
+                })
+                .map_err(|e| write_error.take().unwrap_or_else(|| read(e)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Source for Redis {
+    fn needs_docker(&self) -> bool {
+        true
+    }
+
+    fn method(&self) -> String {
+        let container = self.selector.container.as_ref().unwrap_or(&self.selector.service);
+        format!("background save of the container {container}, copy of its dump file")
+    }
+
+    fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError> {
+        let server = self.server(context)?;
+        self.dump_place(&server)?;
+        let memory = server.info("memory")?;
+        Ok(memory.get("used_memory_dataset").and_then(|v| v.parse().ok()))
+    }
+
+    fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
+        let server = self.server(context)?;
+        let (dump, volume) = self.dump_place(&server)?;
+        self.save(context, &server, &dump)?;
+        let member = format!("{}-dump.rdb", self.name);
+        let mut out = stage.plain(&member)?;
+        self.fetch(context, &server, &dump, &member, &mut out)?;
+        out.flush().map_err(SourceError::write(&member))?;
+        let staged = out.finish().map_err(SourceError::write(&member))?;
+        let copied =
+            File::open(&staged.path).map_err(|source| SourceError::Read { what: member.clone(), source })?;
+        let found =
+            rdb::check(copied).map_err(|e| SourceError::bad(member.clone(), crate::hint::chain(&e)))?;
+
+        let mut capture = Capture {
+            bytes_in: staged.bytes_in,
+            files: 1,
+            consistency: "background save",
+            volumes: volume.into_iter().collect(),
+            ..Capture::default()
+        };
+        container_facts(&mut capture.facts, &server.container);
+        let about = server.info("server")?;
+        capture.facts.insert("server_version".into(), json!(about.get("redis_version")));
+        let state = server.persistence()?;
+        capture.facts.insert("aof".into(), json!(state.get("aof_enabled").is_some_and(|v| v == "1")));
+        match found {
+            Checked::Counted(facts) => capture.facts.extend(rdb_facts(&facts)),
+            Checked::Opaque { why, .. } => {
+                capture
+                    .warnings
+                    .push(format!("its checksum is right, but its keys could not be counted: {why}"));
+            }
+        }
+        capture.staged.push(staged);
+        Ok(capture)
+    }
+}
+
+impl Server<'_> {
+    /// The reply to one command. redis-cli ends with 0 even when the server refused, so the reply itself is read.
+    fn command(&self, words: &[&str]) -> Result<String, SourceError> {
+        let mut argv: Vec<&str> = vec!["redis-cli", "--no-auth-warning"];
+        argv.extend(self.options.iter().map(String::as_str));
+        argv.extend(words);
+        let reply = self.docker.run(&self.container, None, &self.env, &argv, self.limits)?.text();
+        let first = reply.split_whitespace().next().unwrap_or_default();
+        let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "ERR", "LOADING", "MISCONF", "BUSY", "MASTERDOWN"];
+        if refused.contains(&first) {
+            let hint = match first {
+                "NOAUTH" | "WRONGPASS" => "set password = { credential = \"…\" } of the source",
+                "NOPERM" => "allow the user INFO, BGSAVE and CONFIG GET, or set rdb_path",
+                _ => "look at the server: docker logs",
+            };
+            let what = format!("{} of {}", words.join(" "), self.container.name);
+            return Err(SourceError::hinted(what, reply.trim().to_owned(), hint));
+        }
+        Ok(reply)
+    }
+
+    fn info(&self, section: &str) -> Result<BTreeMap<String, String>, SourceError> {
+        let reply = self.command(&["INFO", section])?;
+        Ok(reply
+            .lines()
+            .filter_map(|l| l.trim_end().split_once(':'))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect())
+    }
+
+    fn persistence(&self) -> Result<BTreeMap<String, String>, SourceError> {
+        let state = self.info("persistence")?;
+        if state.contains_key("rdb_bgsave_in_progress") {
+            return Ok(state);
+        }
+        Err(SourceError::bad(self.container.name.clone(), "INFO persistence was not answered as Redis does"))
+    }
+
+    fn setting(&self, key: &str) -> Result<String, SourceError> {
+        let reply = self.command(&["CONFIG", "GET", key])?;
+        let mut lines = reply.lines();
+        match (lines.next(), lines.next()) {
+            (Some(k), Some(value)) if k == key && !value.is_empty() => Ok(value.to_owned()),
+            _ => Err(SourceError::hinted(
+                self.container.name.clone(),
+                format!("CONFIG GET {key} was not answered"),
+                "set rdb_path of the source to the dump file in the container",
+            )),
+        }
+    }
+
+    fn begin_save(&self) -> Result<(), SourceError> {
+        match self.command(&["BGSAVE"]) {
+            Ok(_) => Ok(()),
+            Err(SourceError::Bad { why, .. }) if why.contains("already in progress") => Ok(()),
+            // A rewrite of the append-only file goes first; the save follows it.
+            Err(SourceError::Bad { why, .. }) if why.contains("rewrit") || why.contains("child process") => {
+                self.command(&["BGSAVE", "SCHEDULE"]).map(|_| ())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What tells one dump file from the next: Redis writes beside and renames, so inode and time change.
+    fn fingerprint(&self, dump: &Dump) -> Result<Option<String>, SourceError> {
+        match dump {
+            Dump::Host(path) => match std::fs::symlink_metadata(path) {
+                Ok(m) => Ok(Some(format!("{}:{}.{}:{}", m.ino(), m.mtime(), m.mtime_nsec(), m.len()))),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(SourceError::Read { what: path.display().to_string(), source }),
+            },
+            Dump::Engine(path) => {
+                let stat = self.docker.file_stat(&self.container.id, path)?;
+                Ok(stat.map(|(size, mtime)| format!("{mtime}:{size}")))
+            }
+        }
+    }
+}
+
+/// Value of `--name value` or `--name=value` in the arguments of a server.
+fn argument(args: &[String], name: &str) -> Option<String> {
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        if word == name {
+            return words.next().cloned();
+        }
+        if let Some(value) = word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
+            return Some(value.to_owned());
+        }
+    }
+    // `sh -c "redis-server --requirepass …"`: the words are inside one argument.
+    let shell = args.iter().find(|a| a.contains(name) && a.contains(' '))?;
+    let words: Vec<String> =
+        shell.split_whitespace().map(|w| w.trim_matches(['"', '\'']).to_owned()).collect();
+    argument(&words, name)
+}
+
+fn rdb_facts(found: &RdbFacts) -> Map<String, Value> {
+    let databases: Map<String, Value> = found
+        .keys
+        .iter()
+        .map(|(db, f)| (db.to_string(), json!({ "keys": f.keys, "expires": f.expires })))
+        .collect();
+    Map::from_iter([
+        ("databases".to_owned(), Value::Object(databases)),
+        ("functions".to_owned(), json!(found.functions)),
+        ("rdb_version".to_owned(), json!(found.version)),
+    ])
+}
+
+fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
+    let body: &mut dyn Read = member.body;
+    let found = rdb::check(body).map_err(|e| CheckError::Bad(crate::hint::chain(&e)))?;
+    let Some(wanted) = member.component.facts.get("databases") else { return Ok(()) };
+    match found {
+        Checked::Counted(facts) if rdb_facts(&facts).get("databases") != Some(wanted) => {
+            Err(CheckError::Bad("its keys per database are not those of the manifest".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn restore(_: &str, component: &Component) -> String {
+    let fact = |key: &str| component.facts.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let member = component.members.first().map_or("", String::as_str);
+    let container = fact("container");
+    let aof = component.facts.get("aof").and_then(Value::as_bool) == Some(true);
+    let mut text = format!(
+        "Redis {} (image `{}`). Check the file, stop the server, and put it into the data volume:\n\n```\n\
+         redis-check-rdb {member}\ndocker stop {container}\ndocker cp {member} {container}:/data/dump.rdb\n",
+        fact("server_version"),
+        fact("image"),
+    );
+    if aof {
+        text.push_str(&format!(
+            "# This server ran with appendonly yes: it then ignores dump.rdb. Give it the file as the base of a new\n\
+             # append-only set instead (keep the old directory until all is well):\n\
+             mkdir appendonlydir && cp {member} appendonlydir/appendonly.aof.1.base.rdb\n\
+             echo 'file appendonly.aof.1.base.rdb seq 1 type b' > appendonlydir/appendonly.aof.manifest\n\
+             docker cp appendonlydir {container}:/data/\n"
+        ));
+    }
+    text.push_str(&format!("docker start {container}\n```\n"));
+    if aof {
+        text.push_str(
+            "\nMove an `appendonlydir` that is already in the volume out of it before you copy, and give the new files the \
+             owner of the old ones.\n",
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_found_in_the_arguments_of_the_server() {
+        let args = |a: &[&str]| a.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let find = |a: &[&str]| argument(&args(a), "--requirepass");
+        assert_eq!(find(&["redis-server", "--requirepass", "a b"]).as_deref(), Some("a b"));
+        assert_eq!(find(&["redis-server", "--requirepass=x"]).as_deref(), Some("x"));
+        assert_eq!(find(&["sh", "-c", "redis-server --requirepass 'x' --port 1"]).as_deref(), Some("x"));
+        assert_eq!(find(&["redis-server"]), None);
+    }
+}

@@ -1,0 +1,181 @@
+//! The private scratch directory of one run. What could go wrong: a full disk that takes other services down, or plain
+//! copies of data left behind, so a reserve stays free and the directory goes when the run ends, however it ends; what
+//! a killed run left is removed by the next one, under the lock.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::archive::compress::{ComponentWriter, HashFile, Reserve, free_bytes};
+use crate::archive::gzip::Pool;
+use crate::config::Archive;
+use crate::hint::Hint;
+
+const RUN_PREFIX: &str = "run-";
+const RESERVE: u64 = 256 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StagingError {
+    #[error("cannot use the staging directory {path}")]
+    Unusable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write {path} in staging")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Hint for StagingError {
+    fn hint(&self) -> Option<String> {
+        let (Self::Unusable { path, source } | Self::Write { path, source }) = self;
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(format!(
+                "make room (df -h {}) or set agent.staging_dir to a larger disk",
+                path.display()
+            )),
+            io::ErrorKind::PermissionDenied => {
+                Some("run as root, or set agent.state_dir to a directory that you own".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Makes `dir` and its parents, private to us.
+pub fn make_private(dir: &Path) -> Result<(), StagingError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| StagingError::Unusable { path: dir.to_owned(), source })
+}
+
+pub struct Staging {
+    dir: PathBuf,
+    reserve: Reserve,
+    pool: Pool,
+    how: Archive,
+}
+
+impl Staging {
+    /// Makes the directory of run `id` below `root`.
+    pub fn create(root: &Path, id: &str, pool: Pool, how: Archive) -> Result<Self, StagingError> {
+        make_private(root)?;
+        let dir = root.join(format!("{RUN_PREFIX}{id}"));
+        let unusable = |source| StagingError::Unusable { path: dir.clone(), source };
+        DirBuilder::new().mode(0o700).create(&dir).map_err(unusable)?;
+        let total = rustix::fs::statvfs(&dir).map_err(|e| unusable(e.into()))?;
+        let bytes = RESERVE.min(total.f_blocks.saturating_mul(total.f_frsize) / 20);
+        let reserve = Reserve { dir: dir.clone(), bytes };
+        let staging = Self { dir, reserve, pool, how };
+        let free = free_bytes(&staging.dir)
+            .map_err(|source| StagingError::Unusable { path: staging.dir.clone(), source })?;
+        if free <= bytes {
+            return Err(StagingError::Unusable {
+                path: staging.dir.clone(),
+                source: io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    format!("only {} are free", crate::units::show_bytes(free)),
+                ),
+            });
+        }
+        Ok(staging)
+    }
+
+    /// Removes what dead runs left below `root`; returns the names. Only for the holder of the lock.
+    pub fn sweep(root: &Path) -> io::Result<Vec<String>> {
+        let mut removed = Vec::new();
+        let entries = match std::fs::read_dir(root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(removed),
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(RUN_PREFIX) && entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// How much of the staging disk stays free.
+    pub fn reserve(&self) -> Reserve {
+        self.reserve.clone()
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub fn how(&self) -> Archive {
+        self.how
+    }
+
+    /// The part of staging that belongs to one component.
+    pub fn component(&self, name: &str) -> Result<Stage<'_>, StagingError> {
+        let dir = self.dir.join(name);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| StagingError::Unusable { path: dir.clone(), source })?;
+        Ok(Stage { staging: self, dir })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next run.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Where a source puts its files.
+pub struct Stage<'a> {
+    staging: &'a Staging,
+    dir: PathBuf,
+}
+
+impl Stage<'_> {
+    /// A new private file of ours that does not enter the archive.
+    pub fn scratch(&self, name: &str) -> Result<(PathBuf, File), StagingError> {
+        let path = self.dir.join(crate::id::encode(name));
+        let file = OpenOptions::new()
+            .write(true)
+            .read(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| StagingError::Write { path: path.clone(), source })?;
+        Ok((path, file))
+    }
+
+    fn sink(&self, member: &str) -> Result<(PathBuf, HashFile), StagingError> {
+        let (path, file) = self.scratch(&format!("member:{member}"))?;
+        Ok((path, HashFile::new(file, self.staging.reserve.clone())))
+    }
+
+    /// A component file, compressed as the configuration says; the suffix is added to `member`.
+    pub fn compressed(&self, member: &str) -> Result<ComponentWriter, StagingError> {
+        let (path, sink) = self.sink(member)?;
+        ComponentWriter::new(member, path.clone(), sink, &self.staging.pool, self.staging.how)
+            .map_err(|source| StagingError::Write { path, source })
+    }
+
+    /// A component file that enters the archive as it is.
+    pub fn plain(&self, member: &str) -> Result<ComponentWriter, StagingError> {
+        let (path, sink) = self.sink(member)?;
+        Ok(ComponentWriter::plain(member, path, sink))
+    }
+}

@@ -1,0 +1,324 @@
+//! A place that keeps backups. What could go wrong: objects that look stored and are not, and a place that is not the
+//! one that was meant. So a store is written to only with its marker in place, an object appears under its name only
+//! whole, and what was stored is read back by whoever needs to be sure.
+
+mod fs;
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cancel::{Cancel, Interrupted};
+use crate::config::Section;
+use crate::hint::Hint;
+use crate::id::Name;
+use crate::mounts::MountError;
+
+pub use fs::FsStore;
+
+/// Marker object at the root of a store.
+pub const MARKER: &str = "tars-backup-store.json";
+/// Guide at the root of a store, for the day when nothing else is left.
+pub const GUIDE: &str = "RESTORE.md";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("store {store:?}")]
+    Mount {
+        store: String,
+        #[source]
+        source: MountError,
+    },
+    #[error("store {store:?} has no marker {MARKER}")]
+    NoMarker { store: String },
+    #[error("store {store:?} belongs to another machine ({host})")]
+    ForeignMarker { store: String, host: String },
+    #[error("the marker of store {store:?} is not readable")]
+    BadMarker { store: String },
+    #[error("store {store:?} is already initialised, by this machine")]
+    HasMarker { store: String },
+    #[error("store {store:?}: {object} is not there")]
+    NotFound { store: String, object: String },
+    #[error("store {store:?}: {object} exists already")]
+    Exists { store: String, object: String },
+    #[error("store {store:?}: {object} is {found} bytes long after writing, not {wanted}")]
+    Length { store: String, object: String, wanted: u64, found: u64 },
+    #[error("store {store:?}: what was stored as {object} does not read back equal")]
+    ReadBack { store: String, object: String },
+    #[error("store {store:?}: cannot {action} {object}")]
+    Io {
+        store: String,
+        action: &'static str,
+        object: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
+
+impl Hint for StoreError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Mount { source, .. } => return source.hint(),
+            Self::NoMarker { store } => {
+                format!("is it mounted? if it is new: tars-backup store init {store}")
+            }
+            Self::ForeignMarker { store, .. } => {
+                format!("if this machine replaces that one: tars-backup store adopt {store}")
+            }
+            Self::BadMarker { store } => {
+                format!("look at it; to write a new one: tars-backup store adopt {store}")
+            }
+            Self::HasMarker { store } => {
+                format!("nothing to do; to test it: tars-backup store check {store}")
+            }
+            Self::ReadBack { .. } | Self::Length { .. } => {
+                "the disk or the network damages data: check it before you rely on it (dmesg, smartctl)"
+                    .into()
+            }
+            Self::Io { source, store, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    format!("make room in the store, then: tars-backup store check {store}")
+                }
+                std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
+                    format!("mount it writable for this user, then: tars-backup store check {store}")
+                }
+                _ => return None,
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// Whether an object may already be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// An archive or a commit: never overwritten.
+    New,
+    /// A small object that tells the latest state.
+    Replace,
+}
+
+/// Paths below are relative to the root of the store, with `/` between parts, and never climb.
+pub trait Store: Send + Sync {
+    fn name(&self) -> &str;
+
+    /// Where it is, for people; without any secret.
+    fn location(&self) -> String;
+
+    /// Whether it is there at all: mounted, answering, in bounded time.
+    fn reach(&self, cancel: &Cancel) -> Result<(), StoreError>;
+
+    /// Makes the root where it is new; refuses where it would land on another disk than was meant.
+    fn create_root(&self, cancel: &Cancel) -> Result<(), StoreError>;
+
+    /// Whether a marker must be there before anything is written.
+    fn needs_marker(&self) -> bool;
+
+    /// The objects directly in `dir`; an absent directory is empty. Any trouble is an error, never a shorter list.
+    fn list(&self, dir: &str) -> Result<Vec<Object>, StoreError>;
+
+    /// Reads what the medium holds, as far as that can be enforced, not what a cache remembers.
+    fn open(&self, object: &str) -> Result<Box<dyn Read + Send>, StoreError>;
+
+    /// Stores exactly `bytes` bytes of `data` so that they survive a power cut once this returns. `moved` hears of
+    /// progress.
+    fn put(
+        &self,
+        object: &str,
+        data: &mut dyn Read,
+        bytes: u64,
+        how: Put,
+        cancel: &Cancel,
+        moved: &dyn Fn(u64),
+    ) -> Result<(), StoreError>;
+
+    /// Removes an object; one that is not there is no error.
+    fn delete(&self, object: &str) -> Result<(), StoreError>;
+
+    /// Bytes that can still be stored; None where nobody knows.
+    fn free_bytes(&self) -> Result<Option<u64>, StoreError>;
+}
+
+impl dyn Store + '_ {
+    /// A small object, whole.
+    pub fn read_small(&self, object: &str) -> Result<Vec<u8>, StoreError> {
+        const LIMIT: u64 = 64 << 20;
+        let mut data = Vec::new();
+        self.open(object)?.take(LIMIT).read_to_end(&mut data).map_err(|source| StoreError::Io {
+            store: self.name().to_owned(),
+            action: "read",
+            object: object.to_owned(),
+            source,
+        })?;
+        Ok(data)
+    }
+
+    /// Stores a small object and reads it back.
+    pub fn put_small(&self, object: &str, data: &[u8], how: Put) -> Result<(), StoreError> {
+        // A commit is not torn by a signal: it is small, and either there or not.
+        self.put(object, &mut &data[..], data.len() as u64, how, &Cancel::default(), &|_| ())?;
+        if self.read_small(object)? == data {
+            return Ok(());
+        }
+        Err(StoreError::ReadBack { store: self.name().to_owned(), object: object.to_owned() })
+    }
+}
+
+/// Who writes into a store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub machine_id: String,
+    pub host: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    format: String,
+    #[serde(flatten)]
+    owner: Owner,
+    created: String,
+}
+
+fn read_marker(store: &dyn Store) -> Result<Option<Marker>, StoreError> {
+    match store.read_small(MARKER) {
+        Ok(text) => match serde_json::from_slice::<Marker>(&text) {
+            Ok(m) if m.format == "tars-backup-store" => Ok(Some(m)),
+            _ => Err(StoreError::BadMarker { store: store.name().to_owned() }),
+        },
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Refuses a store that is not reachable, not initialised, or not ours.
+pub fn check_marker(store: &dyn Store, owner: &Owner, cancel: &Cancel) -> Result<(), StoreError> {
+    store.reach(cancel)?;
+    if !store.needs_marker() {
+        return Ok(());
+    }
+    match read_marker(store)? {
+        None => Err(StoreError::NoMarker { store: store.name().to_owned() }),
+        Some(m) if m.owner.machine_id == owner.machine_id => Ok(()),
+        Some(m) => Err(StoreError::ForeignMarker { store: store.name().to_owned(), host: m.owner.host }),
+    }
+}
+
+/// How a marker is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// A new store: there must be none.
+    Init,
+    /// Whoever it belonged to, it is ours now.
+    Adopt,
+}
+
+/// Writes the marker and the guide.
+pub fn claim(
+    store: &dyn Store,
+    owner: &Owner,
+    how: Claim,
+    now: jiff::Timestamp,
+    guide: &str,
+    cancel: &Cancel,
+) -> Result<(), StoreError> {
+    if how == Claim::Init {
+        store.create_root(cancel)?;
+    }
+    store.reach(cancel)?;
+    if how == Claim::Init
+        && let Some(m) = read_marker(store)?
+    {
+        let store = store.name().to_owned();
+        return Err(if m.owner.machine_id == owner.machine_id {
+            StoreError::HasMarker { store }
+        } else {
+            StoreError::ForeignMarker { store, host: m.owner.host }
+        });
+    }
+    let marker = Marker {
+        format: "tars-backup-store".to_owned(),
+        owner: owner.clone(),
+        created: now.strftime("%FT%TZ").to_string(),
+    };
+    let mut text = serde_json::to_vec_pretty(&marker).unwrap_or_default();
+    text.push(b'\n');
+    store.put_small(GUIDE, guide.as_bytes(), Put::Replace)?;
+    store.put_small(MARKER, &text, Put::Replace)
+}
+
+/// Proves that a store takes, keeps and gives back an object, and lets it go again.
+pub fn prove(store: &dyn Store, owner: &Owner, nonce: &str, cancel: &Cancel) -> Result<(), StoreError> {
+    check_marker(store, owner, cancel)?;
+    let object = format!("tars-backup-check-{nonce}");
+    let data = format!("written by tars-backup store check on {}\n", owner.host).repeat(1000);
+    store.put_small(&object, data.as_bytes(), Put::New)?;
+    store.delete(&object)?;
+    if store.list("")?.iter().any(|o| o.name == object) {
+        return Err(StoreError::Io {
+            store: store.name().to_owned(),
+            action: "delete",
+            object,
+            source: std::io::Error::other("it is still listed"),
+        });
+    }
+    Ok(())
+}
+
+/// Reads `[stores]`. A new kind of store is one file and one line here.
+pub fn read_all(root: &Section<'_>, exe: &Path) -> Vec<Box<dyn Store>> {
+    let mut stores: Vec<Box<dyn Store>> = Vec::new();
+    let mut roots = BTreeSet::new();
+    for (name, s) in root.tables("stores") {
+        if let Err(e) = name.parse::<Name>() {
+            s.problem("", e.to_string(), None);
+        }
+        let store = read_one(&name, &s, exe);
+        s.finish();
+        if !roots.insert(store.location()) {
+            s.problem(
+                "path",
+                format!("{} is also the root of another store", store.location()),
+                Some("give each store its own directory".into()),
+            );
+        }
+        stores.push(store);
+    }
+    if stores.is_empty() {
+        root.table("stores").problem(
+            "",
+            "no store is configured",
+            Some("add [stores.nas] with type = \"fs\" and path = \"/…\"".into()),
+        );
+    }
+    stores
+}
+
+/// Asks one table of `[stores]` all its questions.
+pub fn read_one(name: &str, s: &Section<'_>, exe: &Path) -> Box<dyn Store> {
+    type Read = fn(&str, &Section<'_>, &Path) -> Box<dyn Store>;
+    let kind: Read = s.choice(
+        "type",
+        &[("fs", fs::read as Read)],
+        "Kind of store: fs (a local directory or a mounted NAS)",
+    );
+    kind(name, s, exe)
+}

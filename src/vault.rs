@@ -1,0 +1,133 @@
+//! The secrets of a run: read by reference when they are needed, and kept from every line that leaves the program.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::RwLock;
+
+use crate::hint::Hint;
+use crate::redact::Secrets;
+use crate::secret::SecretRef;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("the secret {reference} is not there")]
+    Missing { reference: SecretRef },
+    #[error("cannot read the secret {reference}")]
+    Read {
+        reference: SecretRef,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the secret {reference} is empty, not text, or holds a NUL byte")]
+    Unusable { reference: SecretRef },
+}
+
+impl Hint for SecretError {
+    fn hint(&self) -> Option<String> {
+        let (Self::Missing { reference } | Self::Read { reference, .. } | Self::Unusable { reference }) =
+            self;
+        Some(match reference {
+            SecretRef::Credential(name) => format!(
+                "store it: systemd-creds encrypt --name={name} - /etc/credstore.encrypted/{name} (type the secret, then Ctrl-D)"
+            ),
+            SecretRef::File(path) => format!("write it: install -m 0600 /dev/stdin {}", path.display()),
+            SecretRef::Env(name) => format!("set {name} in the environment of tars-backup"),
+        })
+    }
+}
+
+#[derive(Default)]
+pub struct Vault {
+    known: RwLock<Secrets>,
+}
+
+impl Vault {
+    /// The value behind a reference, without a final line break. From now on no line shows it.
+    pub fn read(&self, reference: &SecretRef) -> Result<String, SecretError> {
+        let value = match reference {
+            SecretRef::Env(name) => std::env::var(name)
+                .map_err(|_| SecretError::Missing { reference: reference.clone() })?
+                .into_bytes(),
+            SecretRef::File(path) => read_file(path, reference)?,
+            SecretRef::Credential(name) => credential(name, reference)?,
+        };
+        let unusable = || SecretError::Unusable { reference: reference.clone() };
+        let text = String::from_utf8(value).map_err(|_| unusable())?;
+        let text = text.trim_end_matches(['\n', '\r']);
+        if text.is_empty() || text.contains('\0') {
+            return Err(unusable());
+        }
+        self.learn(&reference.to_string(), text);
+        Ok(text.to_owned())
+    }
+
+    /// Hides `value` in every line from now on.
+    pub fn learn(&self, label: &str, value: &str) {
+        if let Ok(mut known) = self.known.write() {
+            known.add(label, value);
+        }
+    }
+
+    pub fn learn_all(&self, secrets: &Secrets) {
+        if let Ok(mut known) = self.known.write() {
+            known.extend(secrets);
+        }
+    }
+
+    /// `text` without any known secret.
+    pub fn scrub(&self, text: &str) -> String {
+        self.known.read().map_or_else(|_| String::new(), |known| known.scrub(text))
+    }
+
+    /// Label of a known secret that `bytes` hold.
+    pub fn remains_in(&self, bytes: &[u8]) -> Option<String> {
+        self.known.read().ok().and_then(|known| known.remains_in(bytes).map(str::to_owned))
+    }
+}
+
+fn read_file(path: &Path, reference: &SecretRef) -> Result<Vec<u8>, SecretError> {
+    std::fs::read(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => SecretError::Missing { reference: reference.clone() },
+        _ => SecretError::Read { reference: reference.clone(), source },
+    })
+}
+
+/// From systemd where we run as a unit; for root on a shell the same credential from the stores that systemd reads.
+fn credential(name: &str, reference: &SecretRef) -> Result<Vec<u8>, SecretError> {
+    if let Some(dir) = std::env::var_os("CREDENTIALS_DIRECTORY") {
+        let path = PathBuf::from(dir).join(name);
+        if path.exists() {
+            return read_file(&path, reference);
+        }
+    }
+    for dir in ["/etc/credstore", "/run/credstore", "/usr/lib/credstore"] {
+        let path = Path::new(dir).join(name);
+        if path.exists() {
+            return read_file(&path, reference);
+        }
+    }
+    for dir in ["/etc/credstore.encrypted", "/run/credstore.encrypted", "/usr/lib/credstore.encrypted"] {
+        let path = Path::new(dir).join(name);
+        if path.exists() {
+            return decrypt(name, &path, reference);
+        }
+    }
+    Err(SecretError::Missing { reference: reference.clone() })
+}
+
+fn decrypt(name: &str, path: &Path, reference: &SecretRef) -> Result<Vec<u8>, SecretError> {
+    let fail = |source| SecretError::Read { reference: reference.clone(), source };
+    let output = Command::new("systemd-creds")
+        .arg("decrypt")
+        .arg(format!("--name={name}"))
+        .arg(path)
+        .arg("-")
+        .output()
+        .map_err(fail)?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(fail(io::Error::other(format!("systemd-creds: {why}"))))
+}

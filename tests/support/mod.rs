@@ -1,0 +1,265 @@
+//! A small world for one test: a directory with a configuration, a store and sources, and the program run in it as a
+//! person would run it.
+
+#![allow(dead_code)]
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tars-backup");
+
+/// What a finished program left.
+#[derive(Debug)]
+pub struct Done {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Done {
+    /// Fails the test with everything that was printed unless the exit status is `code`.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        let all = format!("{}{}", self.stdout, self.stderr);
+        assert!(all.contains(text), "{text:?} is not in:\n{all}");
+        self
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not JSON ({e}):\n{}", self.stdout))
+    }
+}
+
+/// Runs any program; the test fails when it cannot be started.
+#[track_caller]
+pub fn run(program: &str, args: &[&str]) -> Done {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run {program}: {e}; `make test` installs what the tests need"));
+    done(output)
+}
+
+/// A shell line whose failure fails the test; returns its standard output.
+#[track_caller]
+pub fn sh(line: &str) -> String {
+    let d = run("bash", &["-euo", "pipefail", "-c", line]);
+    assert_eq!(d.code, 0, "{line}\n{}{}", d.stdout, d.stderr);
+    d.stdout
+}
+
+fn done(output: std::process::Output) -> Done {
+    use std::os::unix::process::ExitStatusExt;
+    Done {
+        code: output.status.code().unwrap_or_else(|| 1000 + output.status.signal().unwrap_or(0)),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A machine of its own below a temporary directory.
+pub struct Home {
+    dir: tempfile::TempDir,
+    sources: String,
+    extra: String,
+    env: Vec<(String, String)>,
+}
+
+impl Home {
+    /// With an initialised store `nas` and a tier `hot` at `daily`; sources are added by the test.
+    pub fn new() -> Self {
+        let home = Self::bare();
+        std::fs::create_dir(home.path("store")).unwrap();
+        home
+    }
+
+    fn bare() -> Self {
+        let dir = tempfile::Builder::new().prefix("tars-home-").tempdir().unwrap();
+        Self { dir, sources: String::new(), extra: String::new(), env: Vec::new() }
+    }
+
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    /// The same as text, for shell lines.
+    pub fn at(&self, relative: &str) -> String {
+        self.path(relative).display().to_string()
+    }
+
+    /// Adds `[sources.NAME]` with these lines.
+    pub fn source(mut self, name: &str, lines: &str) -> Self {
+        writeln!(self.sources, "[sources.{name}]\n{lines}").unwrap();
+        self
+    }
+
+    /// Adds a directory source `documents` at `docs`, with one file in it.
+    pub fn documents(self) -> Self {
+        std::fs::create_dir_all(self.path("docs")).unwrap();
+        std::fs::write(self.path("docs/a.txt"), "hello\n").unwrap();
+        let path = self.at("docs");
+        self.source("documents", &format!("type = \"directory\"\npath = \"{path}\""))
+    }
+
+    /// Adds any further configuration text.
+    pub fn extra(mut self, text: &str) -> Self {
+        self.extra.push_str(text);
+        self.extra.push('\n');
+        self
+    }
+
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Writes the configuration and initialises the store.
+    pub fn ready(self) -> Self {
+        self.write_config();
+        self.tars(&["store", "init", "nas"]).expect(0);
+        self
+    }
+
+    pub fn write_config(&self) {
+        let root = self.root().display();
+        let agent = if self.extra.contains("[agent]") {
+            String::new()
+        } else {
+            format!("[agent]\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\n")
+        };
+        let text = format!(
+            "{agent}{}\n{}\n[stores.nas]\ntype = \"fs\"\npath = \"{root}/store\"\n[tiers.hot]\nstores = [\"nas\"]\npath = \"daily\"\n",
+            self.sources, self.extra
+        );
+        std::fs::write(self.path("config.toml"), text).unwrap();
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .args(args)
+            .envs(self.env.iter().map(|(k, v)| (k, v)))
+            .env_remove("JOURNAL_STREAM")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program with this configuration.
+    #[track_caller]
+    pub fn tars(&self, args: &[&str]) -> Done {
+        done(self.command(args).output().unwrap())
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(&self, args: &[&str]) -> Running {
+        let child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Running { child }
+    }
+
+    /// One backup that must end with `code`; its outcome.
+    #[track_caller]
+    pub fn backup(&self, code: i32) -> Value {
+        self.tars(&["backup", "--json"]).expect(code).json()
+    }
+
+    /// Names of the committed backups below the store.
+    pub fn committed(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path("store/daily")) else { return Vec::new() };
+        let mut names: Vec<String> = entries
+            .filter_map(|e| e.unwrap().file_name().to_str()?.strip_suffix(".manifest.json").map(str::to_owned))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The one committed backup.
+    #[track_caller]
+    pub fn only(&self) -> String {
+        let names = self.committed();
+        assert_eq!(names.len(), 1, "{names:?}");
+        names[0].clone()
+    }
+
+    /// Path of an object of the one backup: `.tar.gz`, `.manifest.json`, …
+    pub fn object(&self, suffix: &str) -> PathBuf {
+        self.path("store/daily").join(format!("{}{suffix}", self.only()))
+    }
+
+    pub fn manifest(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.object(".manifest.json")).unwrap()).unwrap()
+    }
+
+    /// Unpacks the one archive with stock tar into `out`; returns the directory of the backup.
+    pub fn unpack(&self, out: &str) -> PathBuf {
+        let (archive, to) = (self.object(".tar.gz"), self.path(out));
+        std::fs::create_dir_all(&to).unwrap();
+        sh(&format!("tar -xzf '{}' -C '{}'", archive.display(), to.display()));
+        to.join(self.only())
+    }
+
+    /// Nothing of a run is left: no staging, no temporary or uncommitted object in the store.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        let staging = self.path("state/staging");
+        if staging.exists() {
+            assert_eq!(sh(&format!("find '{}' -mindepth 1", staging.display())), "");
+        }
+        let committed = self.committed();
+        for line in sh(&format!("find '{}' -type f -printf '%f\\n'", self.at("store"))).lines() {
+            let own = line == "RESTORE.md" || line == "tars-backup-store.json";
+            assert!(own || committed.iter().any(|c| line.starts_with(c.as_str())), "left behind: {line}");
+        }
+    }
+}
+
+pub struct Running {
+    pub child: Child,
+}
+
+impl Running {
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// Sends a signal to the program alone.
+    pub fn signal(&self, name: &str) {
+        sh(&format!("kill -{name} {}", self.pid()));
+    }
+
+    /// Waits until its standard error has shown `text`; returns all that was read.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let stderr = self.child.stderr.as_mut().unwrap();
+        let mut seen = Vec::new();
+        let mut byte = [0u8; 1];
+        while !String::from_utf8_lossy(&seen).contains(text) {
+            if stderr.read(&mut byte).unwrap() == 0 {
+                panic!("ended without saying {text:?}:\n{}", String::from_utf8_lossy(&seen));
+            }
+            seen.push(byte[0]);
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    }
+
+    pub fn end(self) -> Done {
+        done(self.child.wait_with_output().unwrap())
+    }
+}
