@@ -152,6 +152,10 @@ pub trait Store: Send + Sync {
     /// Removes an object; one that is not there is no error.
     fn delete(&self, object: &str) -> Result<(), StoreError>;
 
+    /// Removes half-written archives that killed runs left in `dir`; returns their names. Only for the holder of the
+    /// lock.
+    fn sweep(&self, dir: &str) -> Result<Vec<String>, StoreError>;
+
     /// Bytes that can still be stored; None where nobody knows.
     fn free_bytes(&self) -> Result<Option<u64>, StoreError>;
 }

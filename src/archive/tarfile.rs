@@ -195,7 +195,7 @@ impl<W: Write> Body<'_, W> {
 }
 
 fn zeros<W: Write>(out: &mut W, mut n: u64) -> io::Result<()> {
-    const ZERO: [u8; 64 << 10] = [0; 64 << 10];
+    static ZERO: [u8; 64 << 10] = [0; 64 << 10];
     while n > 0 {
         let step = n.min(ZERO.len() as u64) as usize;
         out.write_all(&ZERO[..step])?;

@@ -200,6 +200,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_tag(text: &str) -> Result<String, String> {
-    let good = !text.is_empty() && text.len() <= 64 && text.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c));
-    if good { Ok(text.to_owned()) } else { Err("must be one word of letters, digits, '-', '_' and '.'".to_owned()) }
+    let good = !text.is_empty()
+        && text.len() <= 64
+        && text.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c));
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err("must be one word of letters, digits, '-', '_' and '.'".to_owned())
+    }
 }

@@ -30,9 +30,12 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
         return Ok(if preview.is_ready() { Exit::Ok } else { Exit::Partial });
     }
     let wait = args.wait.unwrap_or(Duration::ZERO);
-    let guard = RunGuard::acquire(&setup.agent.runtime_dir, "backup", wait, &session.cancel, &session.monitor)
-        .map_err(|e| guard_failed(&session, &e))?;
-    guard.recover(&setup.agent.staging_dir, &session.monitor).map_err(|e| session.failed(Exit::Failed, &e))?;
+    let guard =
+        RunGuard::acquire(&setup.agent.runtime_dir, "backup", wait, &session.cancel, &session.monitor)
+            .map_err(|e| guard_failed(&session, &e))?;
+    guard
+        .recover(&setup.agent.staging_dir, &session.monitor)
+        .map_err(|e| session.failed(Exit::Failed, &e))?;
 
     match backup::run(&setup, &plan, &guard, &world) {
         Ok(outcome) => finish(global, &session, &outcome),
@@ -59,11 +62,8 @@ fn request(args: &BackupArgs) -> Result<Request, Failed> {
         })?),
         None => None,
     };
-    let old = [
-        (args.skip_chromadb, "chromadb"),
-        (args.skip_postgres, "postgres"),
-        (args.skip_redis, "redis"),
-    ];
+    let old =
+        [(args.skip_chromadb, "chromadb"), (args.skip_postgres, "postgres"), (args.skip_redis, "redis")];
     Ok(Request {
         tier: args.tier.clone(),
         output_dir,

@@ -69,7 +69,8 @@ fn toml(keys: &[Key]) -> String {
 fn inline(value: &Value) -> String {
     match value {
         Value::Object(map) => {
-            let pairs: Vec<String> = map.iter().map(|(k, v)| format!("{} = {}", bare(k), inline(v))).collect();
+            let pairs: Vec<String> =
+                map.iter().map(|(k, v)| format!("{} = {}", bare(k), inline(v))).collect();
             format!("{{ {} }}", pairs.join(", "))
         }
         Value::Array(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),

@@ -66,11 +66,15 @@ fn search<'a>(
             Failed::text(
                 Exit::Config,
                 "without a configuration a backup must be named by the path of its archive",
-                Some("for example ./tars-backup-20260101_020000.tar.gz, or name a configuration with --config".into()),
+                Some(
+                    "for example ./tars-backup-20260101_020000.tar.gz, or name a configuration with --config"
+                        .into(),
+                ),
             )
         })?;
         let filter = Filter { store: store.map(str::to_owned), ..Filter::default() };
-        let (found, failed) = find::all(setup, &filter, &session.cancel).map_err(|e| usage_or(session, &e))?;
+        let (found, failed) =
+            find::all(setup, &filter, &session.cancel).map_err(|e| usage_or(session, &e))?;
         exit = exit.worst(warn_unlisted(session, &failed));
         chosen.extend(find::choose(found, want).map_err(|e| usage_or(session, &e))?);
     }
@@ -94,7 +98,8 @@ pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed
     session.monitor.clear();
     match (readable, found.first()) {
         (Some(manifest), _) => {
-            let printed = if global.json { json::print(manifest) } else { text::print(&text::manifest(manifest)) };
+            let printed =
+                if global.json { json::print(manifest) } else { text::print(&text::manifest(manifest)) };
             printed.map_err(Failed::output)?;
             Ok(Exit::Ok)
         }

@@ -82,7 +82,8 @@ pub struct Session {
 impl Session {
     /// Starts listening for signals; from here on they end the command in good order.
     pub fn start(global: &Global, sink: Sink) -> Result<Self, Failed> {
-        let failed = |what: &str, e: std::io::Error| Failed::text(Exit::Failed, format!("cannot {what}: {e}"), None);
+        let failed =
+            |what: &str, e: std::io::Error| Failed::text(Exit::Failed, format!("cannot {what}: {e}"), None);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -110,8 +111,14 @@ impl Session {
 
     pub fn owner(&self, setup: &Setup) -> Result<Owner, Failed> {
         let agent = &setup.agent;
-        host::owner(agent.host.as_deref(), agent.stack.as_deref().or(setup.docker.project.as_deref()), &agent.state_dir)
-            .map_err(|e| Failed::text(Exit::Failed, format!("cannot learn the identity of this machine: {e}"), None))
+        host::owner(
+            agent.host.as_deref(),
+            agent.stack.as_deref().or(setup.docker.project.as_deref()),
+            &agent.state_dir,
+        )
+        .map_err(|e| {
+            Failed::text(Exit::Failed, format!("cannot learn the identity of this machine: {e}"), None)
+        })
     }
 
     pub fn world<'a>(&'a self, owner: &'a Owner) -> World<'a> {
@@ -208,5 +215,9 @@ fn unreadable(path: &Path, e: &std::io::Error) -> Failed {
         std::io::ErrorKind::PermissionDenied => "run as root, or name another with --config FILE",
         _ => "it must be UTF-8 text in TOML",
     };
-    Failed::text(Exit::Config, format!("cannot read the configuration {}: {e}", path.display()), Some(hint.into()))
+    Failed::text(
+        Exit::Config,
+        format!("cannot read the configuration {}: {e}", path.display()),
+        Some(hint.into()),
+    )
 }

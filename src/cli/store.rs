@@ -54,7 +54,9 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
     }
     let free = chosen.free_bytes().unwrap_or(None);
     let printed = if global.json {
-        json::print(&serde_json::json!({ "store": name, "location": chosen.location(), "ok": true, "free_bytes": free }))
+        json::print(
+            &serde_json::json!({ "store": name, "location": chosen.location(), "ok": true, "free_bytes": free }),
+        )
     } else {
         let free = free.map_or_else(String::new, |n| format!(", {} free", crate::units::show_bytes(n)));
         text::print(&format!("{sentence}{free}\n"))

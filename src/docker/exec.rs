@@ -113,7 +113,7 @@ impl Docker {
     ) -> Result<Output, DockerError> {
         let mut exec = self.exec(container, user, env, argv, limits)?;
         let mut stdout = Vec::new();
-        while let Some(chunk) = exec.next()? {
+        while let Some(chunk) = exec.next_chunk()? {
             stdout.extend_from_slice(&chunk);
         }
         exec.finish()?;
@@ -123,7 +123,7 @@ impl Docker {
 
 impl Exec<'_> {
     /// The next piece of standard output; None when the stream has ended, which by itself proves nothing.
-    pub fn next(&mut self) -> Result<Option<Bytes>, DockerError> {
+    pub fn next_chunk(&mut self) -> Result<Option<Bytes>, DockerError> {
         loop {
             let left = self.limits.total.saturating_sub(self.started.elapsed());
             if left.is_zero() {

@@ -865,6 +865,10 @@ fn deliver_one(
     let store = target.store();
     let event = Event::new(What::Delivering, format!("Delivering {name} to {}", store.name()));
     world.monitor.event(event.backup(name).store(store.name()));
+    for left in store.sweep(&target.dir)? {
+        let text = format!("Removed what a killed run left in {}: {left}", store.name());
+        world.monitor.event(Event::new(What::LeftoverRemoved, text).store(store.name()));
+    }
     if let Some(free) = store.free_bytes()?
         && free < packed.bytes
     {

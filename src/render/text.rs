@@ -12,7 +12,8 @@ use crate::units::{show_bytes, show_duration};
 /// Columns as wide as their widest cell; the first row is the heading.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width =
+        |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
@@ -40,7 +41,8 @@ pub fn list(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "No backups\n".to_owned();
     }
-    let mut cells = vec![heading(&["BACKUP", "TIME (UTC)", "AGE", "SIZE", "TIER", "STORES", "STATE", "VERIFIED", ""])];
+    let mut cells =
+        vec![heading(&["BACKUP", "TIME (UTC)", "AGE", "SIZE", "TIER", "STORES", "STATE", "VERIFIED", ""])];
     for r in rows {
         let mut state = r.state.clone();
         if !r.only.is_empty() {
@@ -81,13 +83,16 @@ pub fn manifest(m: &Manifest) -> String {
     if let (Some(bytes), Some(sha256)) = (m.bytes, &m.sha256) {
         out.push_str(&format!("  archive  {}, SHA-256 {sha256}\n", show_bytes(bytes)));
     }
-    for (label, list) in [("tags", &m.tags), ("only", &m.only), ("without", &m.skip), ("volumes", &m.docker_volumes)] {
+    for (label, list) in
+        [("tags", &m.tags), ("only", &m.only), ("without", &m.skip), ("volumes", &m.docker_volumes)]
+    {
         if !list.is_empty() {
             out.push_str(&format!("  {label:<8} {}\n", list.join(", ")));
         }
     }
     out.push('\n');
-    let mut cells = vec![heading(&["COMPONENT", "TYPE", "STATE", "READ", "STORED", "FILES", "TIME", "MEMBERS"])];
+    let mut cells =
+        vec![heading(&["COMPONENT", "TYPE", "STATE", "READ", "STORED", "FILES", "TIME", "MEMBERS"])];
     for (name, c) in &m.details {
         cells.push(vec![
             name.clone(),
@@ -154,7 +159,8 @@ pub fn preview(p: &Preview) -> String {
 /// The last words of a run, for a person.
 pub fn outcome(o: &Outcome) -> String {
     let took = show_duration(Duration::from_millis(o.duration_ms));
-    let committed: Vec<&str> = o.stores.iter().filter(|s| s.receipt.is_some()).map(|s| s.store.as_str()).collect();
+    let committed: Vec<&str> =
+        o.stores.iter().filter(|s| s.receipt.is_some()).map(|s| s.store.as_str()).collect();
     let mut out = match (&o.name, o.state, committed.as_slice()) {
         (Some(name), Some(state), [_, ..]) => {
             format!("{name}: {state}, {} in {}, {took}\n", show_bytes(o.bytes), committed.join(", "))

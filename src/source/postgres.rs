@@ -255,7 +255,7 @@ impl Server<'_> {
         let mut out = stage.compressed(member)?;
         let mut scanner = DumpScanner::new(kind);
         let mut exec = self.docker.exec(&self.container, None, &self.env, argv, self.limits)?;
-        while let Some(chunk) = exec.next()? {
+        while let Some(chunk) = exec.next_chunk()? {
             scanner.feed(&chunk);
             out.write_all(&chunk).map_err(SourceError::write(member))?;
             context.monitor.moved(chunk.len() as u64);

@@ -263,6 +263,26 @@ impl Store for FsStore {
         }
     }
 
+    fn sweep(&self, dir: &str) -> Result<Vec<String>, StoreError> {
+        let path = if dir.is_empty() { self.root.clone() } else { self.path(dir)? };
+        let fail = |e| self.error("clear", dir, e);
+        let mut removed = Vec::new();
+        let entries = match std::fs::read_dir(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(removed),
+            other => other.map_err(fail)?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(fail)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            // Small objects may be in the making right now: verify needs no lock.
+            if name.starts_with(TEMP) && name.ends_with(".tar.gz") {
+                std::fs::remove_file(entry.path()).map_err(fail)?;
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
         free_bytes(&self.root).map(Some).map_err(|e| self.error("look at the free space of", "/", e))
     }

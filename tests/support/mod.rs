@@ -1,7 +1,7 @@
 //! A small world for one test: a directory with a configuration, a store and sources, and the program run in it as a
 //! person would run it.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 use std::io::Read;
@@ -44,11 +44,10 @@ impl Done {
 /// Runs any program; the test fails when it cannot be started.
 #[track_caller]
 pub fn run(program: &str, args: &[&str]) -> Done {
-    let output = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|e| panic!("cannot run {program}: {e}; `make test` installs what the tests need"));
+    let output =
+        Command::new(program).args(args).stdin(Stdio::null()).output().unwrap_or_else(|e| {
+            panic!("cannot run {program}: {e}; `make test` installs what the tests need")
+        });
     done(output)
 }
 
@@ -184,7 +183,9 @@ impl Home {
     pub fn committed(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.path("store/daily")) else { return Vec::new() };
         let mut names: Vec<String> = entries
-            .filter_map(|e| e.unwrap().file_name().to_str()?.strip_suffix(".manifest.json").map(str::to_owned))
+            .filter_map(|e| {
+                e.unwrap().file_name().to_str()?.strip_suffix(".manifest.json").map(str::to_owned)
+            })
             .collect();
         names.sort();
         names
@@ -213,6 +214,17 @@ impl Home {
         std::fs::create_dir_all(&to).unwrap();
         sh(&format!("tar -xzf '{}' -C '{}'", archive.display(), to.display()));
         to.join(self.only())
+    }
+
+    /// Waits until the capture is under way: its staged file has grown past 1 MiB.
+    #[track_caller]
+    pub fn wait_for_staging(&self) {
+        let looked = format!("find '{}' -type f -size +1M 2>/dev/null || true", self.at("state/staging"));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while sh(&looked).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "nothing was staged");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     /// Nothing of a run is left: no staging, no temporary or uncommitted object in the store.
