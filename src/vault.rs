@@ -39,7 +39,10 @@ impl Hint for SecretError {
 
 #[derive(Default)]
 pub struct Vault {
-    known: RwLock<Secrets>,
+    /// Values that we hold ourselves: passwords of servers, credentials.
+    held: RwLock<Secrets>,
+    /// What was found secret in the configuration files of the stack.
+    found: RwLock<Vec<Secrets>>,
 }
 
 impl Vault {
@@ -64,25 +67,36 @@ impl Vault {
 
     /// Hides `value` in every line from now on.
     pub fn learn(&self, label: &str, value: &str) {
-        if let Ok(mut known) = self.known.write() {
-            known.add(label, value);
+        if let Ok(mut held) = self.held.write() {
+            held.add(label, value);
         }
     }
 
-    pub fn learn_all(&self, secrets: &Secrets) {
-        if let Ok(mut known) = self.known.write() {
-            known.extend(secrets);
+    /// The same for a password that a container tells. One that is also part of a name is public: hiding it would only
+    /// make every line unreadable.
+    pub fn learn_unless_name(&self, label: &str, value: &str, names: &[&str]) {
+        if !names.iter().any(|n| n.contains(value)) {
+            self.learn(label, value);
+        }
+    }
+
+    /// Hides what was found in configuration files, and lets `remains_in` look for it.
+    pub fn learn_found(&self, secrets: Secrets) {
+        if let Ok(mut found) = self.found.write() {
+            found.push(secrets);
         }
     }
 
     /// `text` without any known secret.
     pub fn scrub(&self, text: &str) -> String {
-        self.known.read().map_or_else(|_| String::new(), |known| known.scrub(text))
+        let (Ok(held), Ok(found)) = (self.held.read(), self.found.read()) else { return String::new() };
+        found.iter().fold(held.scrub(text), |text, secrets| secrets.scrub(&text))
     }
 
-    /// Label of a known secret that `bytes` hold.
+    /// Label of a secret of the configuration files that `bytes` hold.
     pub fn remains_in(&self, bytes: &[u8]) -> Option<String> {
-        self.known.read().ok().and_then(|known| known.remains_in(bytes).map(str::to_owned))
+        let found = self.found.read().ok()?;
+        found.iter().find_map(|secrets| secrets.remains_in(bytes).map(str::to_owned))
     }
 }
 

@@ -99,7 +99,6 @@ impl Source for ConfigFiles {
         let inputs: Vec<Input<'_>> =
             originals.iter().zip(&names).map(|(o, name)| Input { name, bytes: &o.bytes }).collect();
         let report = redact(&inputs, &self.harmless);
-        context.vault.learn_all(&report.secrets);
 
         let members = member_names(&originals.iter().map(|o| o.path.as_path()).collect::<Vec<_>>());
         let mut capture = Capture {
@@ -123,6 +122,7 @@ impl Source for ConfigFiles {
         no_secret(&report.secrets, inventory.as_bytes(), Path::new(INVENTORY))?;
         let member = format!("{CONFIG_DIR}{INVENTORY}");
         capture.staged.push(stage_bytes(stage, &member, inventory.as_bytes())?);
+        context.vault.learn_found(report.secrets);
         capture.facts = Map::from_iter([
             ("files".into(), json!(capture.files)),
             ("redacted".into(), json!(redacted_count)),

@@ -83,7 +83,8 @@ impl Postgres {
         };
         let mut env = vec![("PGCONNECT_TIMEOUT".to_owned(), "30".to_owned())];
         if let Some(password) = password {
-            context.vault.learn("the password of the PostgreSQL user", &password);
+            let names = [self.name.as_str(), &container.name, &user, &container.image];
+            context.vault.learn_unless_name("the password of the PostgreSQL user", &password, &names);
             env.push(("PGPASSWORD".to_owned(), password));
         }
         Ok(Server { docker, container, user, env, limits: self.limits })

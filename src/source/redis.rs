@@ -93,7 +93,8 @@ impl Redis {
         };
         let mut env = Vec::new();
         if let Some(password) = password {
-            context.vault.learn("the password of Redis", &password);
+            let names = [self.name.as_str(), &container.name, &container.image];
+            context.vault.learn_unless_name("the password of Redis", &password, &names);
             env.push(("REDISCLI_AUTH".to_owned(), password));
         }
         let mut options = Vec::new();
