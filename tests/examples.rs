@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::{PROGRAM, run};
+use tars_backup::manifest::Manifest;
 use toml::Table;
 
 fn repo(path: &str) -> PathBuf {
@@ -220,6 +221,22 @@ fn the_list_of_keys_is_whole_and_true() {
         assert_eq!(there.len(), rows.len(), "docs/configuration.md, heading `{table}`: a key that does not exist: {there:#?}");
     }
     assert_eq!(written.keys().collect::<Vec<_>>(), Vec::<&String>::new(), "docs/configuration.md: unknown tables");
+}
+
+#[test]
+fn the_example_of_a_manifest_is_one_and_has_no_field_that_is_not_explained() {
+    let text = read("docs/manifest.md");
+    let (_, rest) = text.split_once("```json\n").unwrap();
+    let (example, prose) = rest.split_once("```").unwrap();
+    let manifest = Manifest::read_sidecar(example.as_bytes()).unwrap();
+    let fields: Value = serde_json::to_value(&manifest).unwrap();
+    let details = fields["details"].as_object().unwrap();
+    let components = details.values().flat_map(|d| d.as_object().unwrap().keys());
+    for field in fields.as_object().unwrap().keys().chain(components) {
+        let quoted = format!("`{field}`");
+        let row = prose.lines().filter(|l| l.starts_with("| ")).any(|l| l.split(" | ").next().unwrap().contains(&quoted));
+        assert!(row, "docs/manifest.md does not explain {field}");
+    }
 }
 
 #[test]
