@@ -8,8 +8,21 @@ const FLOORS: [&[&str]; 5] = [
     &["cancel", "exit", "hint", "id", "manifest", "progress", "secret", "units"],
     &["config", "format", "redact"],
     &[
-        "archive", "catalog", "delivery", "docker", "host", "journal", "mounts", "notify", "process", "run_guard",
-        "setup", "source", "staging", "store", "vault",
+        "archive",
+        "catalog",
+        "delivery",
+        "docker",
+        "host",
+        "journal",
+        "mounts",
+        "notify",
+        "process",
+        "run_guard",
+        "setup",
+        "source",
+        "staging",
+        "store",
+        "vault",
     ],
     &["ops"],
     &["cli", "render"],
@@ -50,7 +63,12 @@ fn sources() -> Vec<Source> {
         .map(|p| (inside(p), std::fs::read_to_string(p).unwrap()))
         .filter(|(file, _)| file.ends_with(".rs") && file != "lib.rs" && file != "main.rs")
         .map(|(file, text)| Source {
-            module: file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').map(str::to_owned).collect(),
+            module: file
+                .trim_end_matches(".rs")
+                .trim_end_matches("/mod")
+                .split('/')
+                .map(str::to_owned)
+                .collect(),
             lines: text.lines().map(|l| l.split("//").next().unwrap_or_default().to_owned()).collect(),
             file,
         })
@@ -83,8 +101,10 @@ fn after(line: &str, prefix: &str) -> Vec<String> {
 #[test]
 fn every_module_has_its_floor() {
     let text = std::fs::read_to_string(repo().join("src/lib.rs")).unwrap();
-    let mut modules: Vec<&str> =
-        text.lines().filter_map(|l| l.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';')).collect();
+    let mut modules: Vec<&str> = text
+        .lines()
+        .filter_map(|l| l.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+        .collect();
     let mut known: Vec<&str> = FLOORS.concat();
     modules.sort_unstable();
     known.sort_unstable();
@@ -103,7 +123,9 @@ fn no_file_uses_a_higher_floor() {
             }
             for used in after(line, "crate::") {
                 match floor(&used) {
-                    Some(floor) if floor > own => wrong.push(format!("{at} (floor {own} uses {used} of floor {floor})")),
+                    Some(floor) if floor > own => {
+                        wrong.push(format!("{at} (floor {own} uses {used} of floor {floor})"))
+                    }
                     Some(_) => {}
                     None => wrong.push(format!("{at} ({used} is no module)")),
                 }
@@ -118,8 +140,11 @@ fn kinds_do_not_know_each_other() {
     let all = sources();
     let mut wrong = Vec::new();
     for kind in KINDS {
-        let siblings: Vec<&str> =
-            all.iter().filter(|s| s.module[0] == kind && s.module.len() > 1).map(|s| s.module[1].as_str()).collect();
+        let siblings: Vec<&str> = all
+            .iter()
+            .filter(|s| s.module[0] == kind && s.module.len() > 1)
+            .map(|s| s.module[1].as_str())
+            .collect();
         for s in all.iter().filter(|s| s.module[0] == kind && s.module.len() > 1) {
             for (number, line) in s.lines.iter().enumerate() {
                 for prefix in ["super::".to_owned(), format!("crate::{kind}::")] {
@@ -138,8 +163,15 @@ fn kinds_do_not_know_each_other() {
 #[test]
 fn nothing_unfinished_is_in_the_tree() {
     // In two pieces, so that this file does not find itself.
-    let marks = [("TO", "DO"), ("FIX", "ME"), ("todo", "!("), ("dbg", "!("), ("unimplemented", "!("), ("#[ig", "nore")]
-        .map(|(a, b)| format!("{a}{b}"));
+    let marks = [
+        ("TO", "DO"),
+        ("FIX", "ME"),
+        ("todo", "!("),
+        ("dbg", "!("),
+        ("unimplemented", "!("),
+        ("#[ig", "nore"),
+    ]
+    .map(|(a, b)| format!("{a}{b}"));
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(repo()).unwrap() {
         let path = entry.unwrap().path();
