@@ -1,6 +1,8 @@
 //! What is shipped to be read and copied is true: every example is a good configuration, and the documents name every
 //! key, command, exit status and event that the program has, and none that it has not.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,8 @@
 //! The floors of docs/design.md hold: a file uses its own floor and lower ones, kinds of one thing do not know each
 //! other, and nothing unfinished is in the tree.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate, lowest floor first.
