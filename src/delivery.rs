@@ -76,6 +76,36 @@ pub fn object(dir: &str, file: &str) -> String {
 #[derive(Debug)]
 pub struct Uncommitted {
     started: Instant,
+    created: Created,
+}
+
+/// Objects that one delivery has made. Only these may be taken away again: a name that was in use already belongs to a
+/// backup that is not ours to touch.
+#[derive(Debug, Default)]
+struct Created(Vec<String>);
+
+impl Created {
+    fn note(&mut self, object: &str, put: Result<(), StoreError>) -> Result<(), StoreError> {
+        // A put that failed half way may have made it; one that was refused has not.
+        if !matches!(put, Err(StoreError::Exists { .. })) {
+            self.0.push(object.to_owned());
+        }
+        put
+    }
+
+    fn withdraw(&mut self, store: &dyn Store) {
+        // Last made, first gone: the commit goes before what it commits. What cannot be removed is invisible all the same.
+        while let Some(object) = self.0.pop() {
+            let _ = store.delete(&object);
+        }
+    }
+}
+
+impl Uncommitted {
+    /// Takes the archive away again.
+    pub fn withdraw(mut self, store: &dyn Store) {
+        self.created.withdraw(store);
+    }
 }
 
 /// Stores the archive and its `.sha256`, and reads the archive back. Whatever fails, nothing stays.
@@ -88,11 +118,14 @@ pub fn deliver(
     monitor: &dyn Monitor,
 ) -> Result<Uncommitted, DeliveryError> {
     let started = Instant::now();
-    let outcome = try_deliver(store, dir, name, packed, cancel, monitor);
-    if outcome.is_err() {
-        withdraw(store, dir, name);
+    let mut created = Created::default();
+    match try_deliver(store, dir, name, packed, &mut created, cancel, monitor) {
+        Ok(()) => Ok(Uncommitted { started, created }),
+        Err(e) => {
+            created.withdraw(store);
+            Err(e)
+        }
     }
-    outcome.map(|()| Uncommitted { started })
 }
 
 fn try_deliver(
@@ -100,15 +133,17 @@ fn try_deliver(
     dir: &str,
     name: &BackupName,
     packed: &Packed,
+    created: &mut Created,
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<(), DeliveryError> {
     let moved = |n| monitor.moved(n);
     let archive = object(dir, &name.archive());
     let mut file = File::open(&packed.path).map_err(DeliveryError::Archive)?;
-    store.put(&archive, &mut file, packed.bytes, Put::New, cancel, &moved)?;
+    created.note(&archive, store.put(&archive, &mut file, packed.bytes, Put::New, cancel, &moved))?;
     let line = sha256_line(&packed.sha256, &name.archive());
-    store.put_small(&object(dir, &name.sha256_file()), line.as_bytes(), Put::New)?;
+    let sum = object(dir, &name.sha256_file());
+    created.note(&sum, store.put_small(&sum, line.as_bytes(), Put::New))?;
     let (bytes, sha256) = digest_of(store, &archive, cancel, monitor)?;
     if bytes != packed.bytes || sha256 != packed.sha256 {
         return Err(StoreError::ReadBack { store: store.name().to_owned(), object: archive }.into());
@@ -116,26 +151,23 @@ fn try_deliver(
     Ok(())
 }
 
-/// Takes away what was not committed. What cannot be removed is invisible all the same.
-pub fn withdraw(store: &dyn Store, dir: &str, name: &BackupName) {
-    for file in [name.manifest_file(), name.sha256_file(), name.archive(), name.verified_file()] {
-        let _ = store.delete(&object(dir, &file));
-    }
-}
-
-/// Makes the delivered archive a backup: writes the sidecar manifest.
+/// Makes the delivered archive a backup: writes the sidecar manifest. Where that fails, nothing stays.
 pub fn commit(
     store: &dyn Store,
     dir: &str,
     manifest: &Manifest,
     packed: &Packed,
-    delivered: &Uncommitted,
+    mut delivered: Uncommitted,
     now: Timestamp,
 ) -> Result<Receipt, DeliveryError> {
     let name = &manifest.backup_name;
     let sidecar = manifest.to_sidecar(packed.bytes, &packed.sha256)?;
     // Manifest last: its presence is the commit.
-    store.put_small(&object(dir, &name.manifest_file()), &sidecar, Put::New)?;
+    let commit = object(dir, &name.manifest_file());
+    if let Err(e) = delivered.created.note(&commit, store.put_small(&commit, &sidecar, Put::New)) {
+        delivered.withdraw(store);
+        return Err(e.into());
+    }
     let time = now.strftime("%FT%TZ").to_string();
     // Only a remark beside the backup: a store that refuses it still has the backup.
     let _ = mark_verified(store, dir, name, Depth::Digest, &packed.sha256, now);
@@ -195,5 +227,46 @@ pub fn digest_of(
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::tests::Quiet;
+    use crate::store::FsStore;
+
+    #[test]
+    fn a_name_that_is_taken_is_refused_and_what_has_it_stays_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: BackupName = "tars-backup-20260102_030405".parse().unwrap();
+        let old = [name.archive(), name.sha256_file(), name.manifest_file(), name.verified_file()];
+        for file in &old {
+            std::fs::write(dir.path().join(file), "older").unwrap();
+        }
+        let path = dir.path().join("packed");
+        std::fs::write(&path, "new").unwrap();
+        let packed = Packed { path, bytes: 3, sha256: "x".into() };
+        let store = FsStore::unmarked(dir.path(), std::path::Path::new("/nonexistent"));
+        let refused = deliver(&store, "", &name, &packed, &Cancel::default(), &Quiet);
+        assert!(matches!(refused, Err(DeliveryError::Store(StoreError::Exists { .. }))));
+        for file in &old {
+            assert_eq!(std::fs::read_to_string(dir.path().join(file)).unwrap(), "older", "{file}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_read_back_equal_is_taken_away_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: BackupName = "tars-backup-20260102_030405".parse().unwrap();
+        let path = dir.path().join("packed");
+        std::fs::write(&path, "new").unwrap();
+        let packed = Packed { path: path.clone(), bytes: 3, sha256: "not that of the file".into() };
+        let root = dir.path().join("store");
+        std::fs::create_dir(&root).unwrap();
+        let store = FsStore::unmarked(&root, std::path::Path::new("/nonexistent"));
+        let bad = deliver(&store, "daily", &name, &packed, &Cancel::default(), &Quiet);
+        assert!(matches!(bad, Err(DeliveryError::Store(StoreError::ReadBack { .. }))));
+        assert_eq!(store.list("daily").unwrap(), []);
     }
 }

@@ -10,8 +10,17 @@ pub fn name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// What to do where the machine has no identity yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// Make one of our own and keep it.
+    Make,
+    /// Leave everything as it is: nothing may be written.
+    LookOnly,
+}
+
 /// Identity that outlives a change of name: the machine-id, or one of our own where there is none.
-pub fn machine_id(state_dir: &Path) -> io::Result<String> {
+fn machine_id(state_dir: &Path, identity: Identity) -> io::Result<String> {
     for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
         if let Ok(text) = std::fs::read_to_string(path)
             && is_id(text.trim())
@@ -24,6 +33,9 @@ pub fn machine_id(state_dir: &Path) -> io::Result<String> {
         Ok(text) if is_id(text.trim()) => return Ok(text.trim().to_owned()),
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
+    }
+    if identity == Identity::LookOnly {
+        return Ok(String::new());
     }
     let mut random = [0u8; 16];
     io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
@@ -38,9 +50,14 @@ fn is_id(text: &str) -> bool {
 }
 
 /// What we write into the marker of a store.
-pub fn owner(host: Option<&str>, stack: Option<&str>, state_dir: &Path) -> io::Result<Owner> {
+pub fn owner(
+    host: Option<&str>,
+    stack: Option<&str>,
+    state_dir: &Path,
+    identity: Identity,
+) -> io::Result<Owner> {
     Ok(Owner {
-        machine_id: machine_id(state_dir)?,
+        machine_id: machine_id(state_dir, identity)?,
         host: host.map_or_else(name, str::to_owned),
         stack: stack.map(str::to_owned),
     })

@@ -13,14 +13,12 @@ pub enum What {
     Warning,
     Packing,
     Delivering,
-    StoreDelivered,
     StoreFailed,
     Committed,
     RunFinished,
     RunFailed,
     VerifyGood,
     VerifyBad,
-    VerifyUnfinished,
     LeftoverRemoved,
     StoreInitialised,
     Waiting,
@@ -36,14 +34,12 @@ impl What {
             Self::Warning => "warning",
             Self::Packing => "archive.packing",
             Self::Delivering => "store.delivering",
-            Self::StoreDelivered => "store.delivered",
             Self::StoreFailed => "store.failed",
             Self::Committed => "backup.committed",
             Self::RunFinished => "run.finished",
             Self::RunFailed => "run.failed",
             Self::VerifyGood => "verify.good",
             Self::VerifyBad => "verify.bad",
-            Self::VerifyUnfinished => "verify.unfinished",
             Self::LeftoverRemoved => "leftover.removed",
             Self::StoreInitialised => "store.initialised",
             Self::Waiting => "lock.waiting",
@@ -53,7 +49,7 @@ impl What {
     pub fn level(self) -> Level {
         match self {
             Self::ComponentFailed | Self::StoreFailed | Self::RunFailed | Self::VerifyBad => Level::Error,
-            Self::Warning | Self::VerifyUnfinished | Self::LeftoverRemoved => Level::Warn,
+            Self::Warning | Self::LeftoverRemoved => Level::Warn,
             _ => Level::Info,
         }
     }

@@ -23,6 +23,7 @@ use crate::docker::{Container, Docker, DockerError, Limits};
 use crate::hint::Hint;
 use crate::id::Name;
 use crate::manifest::Component;
+use crate::mounts::MountError;
 use crate::process::ProcessError;
 use crate::progress::Monitor;
 use crate::staging::{Stage, StagingError};
@@ -78,6 +79,8 @@ pub struct Context<'a> {
     pub config_files: &'a [PathBuf],
     /// Directories of ours that are never captured.
     pub own_dirs: &'a [PathBuf],
+    /// Our own program, for probing mounts.
+    pub exe: &'a Path,
     /// Facts of this component in the newest earlier backup.
     pub previous: Option<&'a Map<String, Value>>,
 }
@@ -118,6 +121,8 @@ pub enum SourceError {
     Staging(#[from] StagingError),
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Mount(MountError),
     #[error("cannot write {member} in staging")]
     Write {
         member: String,
@@ -152,6 +157,15 @@ impl From<ProcessError> for SourceError {
     }
 }
 
+impl From<MountError> for SourceError {
+    fn from(e: MountError) -> Self {
+        match e {
+            MountError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Mount(e),
+        }
+    }
+}
+
 impl SourceError {
     fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Bad { what: what.into(), why: why.into(), hint: None }
@@ -174,6 +188,7 @@ impl Hint for SourceError {
             Self::Tree(e) => e.hint(),
             Self::Staging(e) => e.hint(),
             Self::Secret(e) => e.hint(),
+            Self::Mount(e) => e.hint(),
             Self::Write { source, .. }
                 if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {

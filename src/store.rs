@@ -4,7 +4,6 @@
 
 mod fs;
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
@@ -68,6 +67,10 @@ impl StoreError {
 impl Hint for StoreError {
     fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Mount { store, source: source @ MountError::Missing { .. } } => {
+                let mount = source.hint().unwrap_or_default();
+                format!("if it is new: tars-backup store init {store}; else {mount}")
+            }
             Self::Mount { source, .. } => return source.hint(),
             Self::NoMarker { store } => {
                 format!("is it mounted? if it is new: tars-backup store init {store}")
@@ -121,6 +124,9 @@ pub trait Store: Send + Sync {
 
     /// Where it is, for people; without any secret.
     fn location(&self) -> String;
+
+    /// The same in one spelling: two stores at one place are seen by it.
+    fn place(&self) -> String;
 
     /// Whether it is there at all: mounted, answering, in bounded time.
     fn reach(&self, cancel: &Cancel) -> Result<(), StoreError>;
@@ -290,20 +296,21 @@ pub fn prove(store: &dyn Store, owner: &Owner, nonce: &str, cancel: &Cancel) -> 
 /// Reads `[stores]`. A new kind of store is one file and one line here.
 pub fn read_all(root: &Section<'_>, exe: &Path) -> Vec<Box<dyn Store>> {
     let mut stores: Vec<Box<dyn Store>> = Vec::new();
-    let mut roots = BTreeSet::new();
+    let mut roots: Vec<(String, String)> = Vec::new();
     for (name, s) in root.tables("stores") {
         if let Err(e) = name.parse::<Name>() {
             s.problem("", e.to_string(), None);
         }
         let store = read_one(&name, &s, exe);
         s.finish();
-        if !roots.insert(store.location()) {
+        if let Some((other, place)) = roots.iter().find(|(_, place)| overlap(place, &store.place())) {
             s.problem(
                 "path",
-                format!("{} is also the root of another store", store.location()),
-                Some("give each store its own directory".into()),
+                format!("{} is or overlaps {place}, the root of store {other:?}", store.location()),
+                Some("give each store a directory of its own".into()),
             );
         }
+        roots.push((name.clone(), store.place()));
         stores.push(store);
     }
     if stores.is_empty() {
@@ -314,6 +321,13 @@ pub fn read_all(root: &Section<'_>, exe: &Path) -> Vec<Box<dyn Store>> {
         );
     }
     stores
+}
+
+/// Whether two places are one, or one lies inside the other.
+fn overlap(a: &str, b: &str) -> bool {
+    let inside =
+        |x: &str, y: &str| x.strip_prefix(y).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    inside(a, b) || inside(b, a)
 }
 
 /// Asks one table of `[stores]` all its questions.

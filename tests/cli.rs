@@ -117,7 +117,7 @@ components = ["nosuch"]
         (16, "sources.globs.path: must be an absolute path"),
         (17, "sources.globs.exclude: \"[a\" is not a pattern"),
         (21, "stores.nas.require_mounted: unknown key"),
-        (24, "is also the root of another store"),
+        (24, "is or overlaps /mnt/nas, the root of store \"nas\""),
         (26, "tiers.hot.stores: there is no store \"nsa\""),
         (28, "tiers.hot.keep.within: must be a length"),
         (31, "lie in one another"),
@@ -135,6 +135,9 @@ components = ["nosuch"]
     assert!(done.stderr.contains("did you mean nas?"), "{}", done.stderr);
     assert!(!done.stderr.contains("hunter2"), "{}", done.stderr);
     home.tars(&["backup"]).expect(78).says("problems in the configuration");
+    let shown = home.tars(&["config", "check", "--json"]).expect(78).json();
+    assert_eq!(shown["ok"], false);
+    assert!(shown["problems"].as_array().unwrap().iter().any(|p| p["line"] == 3 && p["key"] == "agent.jobs"));
 }
 
 #[test]
@@ -357,4 +360,59 @@ fn a_missing_empty_or_damaged_database_is_a_failure() {
         assert_eq!(world.committed(), [""; 0]);
     }
     assert!(!home.path("missing.db").exists(), "looking must not create it");
+}
+
+#[test]
+fn one_place_is_never_two_stores() {
+    let home = Home::new().documents();
+    sh(&format!("ln -s store '{}'", home.at("link")));
+    for (path, stores) in
+        [("link", "\"nas\", \"b\""), ("store/inside", "\"nas\", \"b\""), ("other", "\"b\", \"b\"")]
+    {
+        let extra = format!(
+            "[stores.b]\ntype = \"fs\"\npath = \"{}\"\n[tiers.warm]\nstores = [{stores}]",
+            home.at(path)
+        );
+        let text = format!(
+            "[sources.d]\ntype = \"directory\"\npath = \"/srv\"\n[stores.nas]\ntype = \"fs\"\npath = \"{}\"\n{extra}\n[tiers.hot]\nstores = [\"nas\"]\n",
+            home.at("store")
+        );
+        std::fs::write(home.path("config.toml"), text).unwrap();
+        let done = home.tars(&["config", "check"]).expect(78);
+        assert!(done.stderr.contains("overlaps") || done.stderr.contains("twice"), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn extract_takes_the_good_copy_where_one_is_damaged() {
+    let home = Home::new().documents();
+    let extra = format!(
+        "[stores.second]\ntype = \"fs\"\npath = \"{}\"\n[tiers.both]\nstores = [\"nas\", \"second\"]\npath = \"both\"",
+        home.at("second")
+    );
+    let home = home.extra(&extra).ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    let mut told = 0;
+    for damaged in ["store", "second"] {
+        let name = home.tars(&["backup", "--tier", "both", "--json"]).expect(0).json()["name"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        sh(&format!(
+            "printf x | dd of='{}/both/{name}.tar.gz' bs=1 seek=300 conv=notrunc status=none",
+            home.at(damaged)
+        ));
+        let out = home.at(&format!("out-{damaged}"));
+        let done = home.tars(&["extract", &name, "--to", &out]).expect(0);
+        told += usize::from(done.stderr.contains("is damaged"));
+        sh(&format!("gunzip -t '{out}/documents.tar.gz'"));
+    }
+    assert_eq!(told, 1, "the first copy is looked at first, and only its damage is met");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let home = Home::new().documents().ready();
+    home.backup(0);
+    sh(&format!("'{}' --config '{}' show --latest | true", support::PROGRAM, home.at("config.toml")));
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::args::{BackupArgs, Global};
 use super::session::{Failed, Session, load};
 use crate::exit::Exit;
+use crate::host::Identity;
 use crate::journal::Sink;
 use crate::ops::backup::{self, BackupError, Outcome, PlanError, Request};
 use crate::progress::{Event, Monitor, What};
@@ -20,7 +21,8 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
         let exit = if matches!(e, PlanError::NoTier { .. }) { Exit::Config } else { Exit::Usage };
         session.failed(exit, &e)
     })?;
-    let owner = session.owner(&setup)?;
+    let identity = if args.dry_run { Identity::LookOnly } else { Identity::Make };
+    let owner = session.owner(&setup, identity)?;
     let world = session.world(&owner);
     if args.dry_run {
         let preview = backup::preview(&setup, &plan, &world).map_err(|i| session.interrupted(i))?;

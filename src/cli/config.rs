@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::args::{ConfigAction, ConfigArgs, Global};
-use super::session::{Failed, load, machine};
-use crate::config::Key;
+use super::session::{Failed, load, machine, try_load};
+use crate::config::{Key, Problem};
 use crate::exit::Exit;
 use crate::render::{json, text};
 use crate::setup;
@@ -14,7 +14,16 @@ pub fn run(global: &Global, args: &ConfigArgs) -> Result<Exit, Failed> {
     match args.action {
         ConfigAction::Schema => json::print(&setup::schema(&machine(&exe))),
         ConfigAction::Check => {
-            let setup = load(global, &exe)?;
+            let setup = match try_load(global, &exe)? {
+                Ok(setup) => setup,
+                Err(problems) => {
+                    if global.json {
+                        json::print(&json!({ "ok": false, "problems": shown(&problems) }))
+                            .map_err(Failed::output)?;
+                    }
+                    return Err(Failed::problems(&problems));
+                }
+            };
             let files: Vec<String> = setup.files.iter().map(|f| f.display().to_string()).collect();
             if global.json {
                 json::print(&json!({ "ok": true, "files": files }))
@@ -29,6 +38,11 @@ pub fn run(global: &Global, args: &ConfigArgs) -> Result<Exit, Failed> {
     }
     .map_err(Failed::output)?;
     Ok(Exit::Ok)
+}
+
+fn shown(problems: &[Problem]) -> Vec<Value> {
+    let one = |p: &Problem| json!({ "file": p.at.file.display().to_string(), "line": p.at.line, "key": p.key, "message": p.message, "hint": p.hint });
+    problems.iter().map(one).collect()
 }
 
 /// The values in force as one JSON document.

@@ -7,9 +7,11 @@ use super::session::{Failed, Session, load, load_optional};
 use crate::delivery::Depth;
 use crate::exit::Exit;
 use crate::hint::Hint;
+use crate::host::Identity;
 use crate::journal::Sink;
+use crate::ops::extract::{ExtractError, Extracted};
 use crate::ops::find::{self, Filter, FindError, Found, Wanted};
-use crate::ops::{extract as extracting, list as listing, verify as verifying};
+use crate::ops::{World, extract as extracting, list as listing, verify as verifying};
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
 use crate::setup::Setup;
@@ -163,10 +165,37 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
 
 fn owner_of(session: &Session, setup: Option<&Setup>) -> Result<Owner, Failed> {
     match setup {
-        Some(setup) => session.owner(setup),
+        Some(setup) => session.owner(setup, Identity::LookOnly),
         // Reading needs no identity; nothing is written under this one.
         None => Ok(Owner { machine_id: String::new(), host: crate::host::name(), stack: None }),
     }
+}
+
+/// From the first copy that is good: a damaged one is no reason to give up while there is another.
+fn extract_any(
+    session: &Session,
+    found: &[Found<'_>],
+    paths: &[String],
+    to: &std::path::Path,
+    world: &World<'_>,
+) -> Result<Extracted, Failed> {
+    let mut damaged = None;
+    for copy in found {
+        match extracting::extract(copy, paths, to, world) {
+            Ok(done) => return Ok(done),
+            Err(ExtractError::Interrupted(i)) => return Err(session.interrupted(i)),
+            Err(e @ ExtractError::Damaged { .. }) => {
+                let text = format!("{} in {}", crate::hint::chain(&e), copy.store().name());
+                session.monitor.event(Event::new(What::Warning, text).store(copy.store().name()));
+                damaged = Some(e);
+            }
+            Err(e) => return Err(session.failed(Exit::Failed, &e)),
+        }
+    }
+    Err(damaged.map_or_else(
+        || Failed::text(Exit::Failed, "no such backup", None),
+        |e| session.failed(Exit::Failed, &e),
+    ))
 }
 
 pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, Failed> {
@@ -181,13 +210,7 @@ pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, 
     let (found, _) = search(&session, setup.as_ref(), &[want], args.store.as_deref())?;
     let owner = owner_of(&session, setup.as_ref())?;
     let world = session.world(&owner);
-    // The first copy that reads: a damaged one is no reason to give up while there is another.
-    let best = found.iter().find(|f| f.entry.manifest.is_ok()).or(found.first());
-    let Some(best) = best else { return Err(Failed::text(Exit::Failed, "no such backup", None)) };
-    let done = extracting::extract(best, &paths, &args.to, &world).map_err(|e| match e {
-        extracting::ExtractError::Interrupted(i) => session.interrupted(i),
-        e => session.failed(Exit::Failed, &e),
-    })?;
+    let done = extract_any(&session, &found, &paths, &args.to, &world)?;
     session.monitor.clear();
     if global.json {
         json::print(&done).map_err(Failed::output)?;

@@ -12,7 +12,7 @@ use crate::cancel::{Cancel, Interrupted};
 use crate::config::{Places, Problem};
 use crate::exit::{Exit, Signal};
 use crate::hint::{Hint, chain};
-use crate::host;
+use crate::host::{self, Identity};
 use crate::journal::Sink;
 use crate::ops::World;
 use crate::render::monitor::FaceMonitor;
@@ -30,15 +30,12 @@ pub struct Failed {
 
 impl Failed {
     pub fn of<E: std::error::Error + Hint>(exit: Exit, e: &E) -> Self {
-        let mut lines = vec![chain(e)];
-        lines.extend(e.hint().map(|h| format!("hint: {h}")));
-        Self { exit, lines }
+        Self::text(exit, chain(e), e.hint())
     }
 
     pub fn text(exit: Exit, text: impl Into<String>, hint: Option<String>) -> Self {
-        let mut lines = vec![text.into()];
-        lines.extend(hint.map(|h| format!("hint: {h}")));
-        Self { exit, lines }
+        let hint = hint.map_or_else(String::new, |h| format!("\n  hint: {h}"));
+        Self { exit, lines: vec![format!("{}{hint}", text.into())] }
     }
 
     pub fn output(e: std::io::Error) -> Self {
@@ -50,11 +47,11 @@ impl Failed {
         Self::text(Exit::Interrupted(signal), "interrupted; nothing was left behind", None)
     }
 
-    fn problems(problems: &[Problem]) -> Self {
+    pub fn problems(problems: &[Problem]) -> Self {
         let mut lines = Vec::new();
         for p in problems {
-            lines.push(p.to_string());
-            lines.extend(p.hint.as_ref().map(|h| format!("  hint: {h}")));
+            let hint = p.hint.as_ref().map_or_else(String::new, |h| format!("\n  hint: {h}"));
+            lines.push(format!("{p}{hint}"));
         }
         let count = problems.len();
         lines.push(format!("{count} problem{} in the configuration", if count == 1 { "" } else { "s" }));
@@ -109,14 +106,10 @@ impl Session {
         Ok(Self { cancel, runtime, monitor, vault, exe })
     }
 
-    pub fn owner(&self, setup: &Setup) -> Result<Owner, Failed> {
+    pub fn owner(&self, setup: &Setup, identity: Identity) -> Result<Owner, Failed> {
         let agent = &setup.agent;
-        host::owner(
-            agent.host.as_deref(),
-            agent.stack.as_deref().or(setup.docker.project.as_deref()),
-            &agent.state_dir,
-        )
-        .map_err(|e| {
+        let stack = agent.stack.as_deref().or(setup.docker.project.as_deref());
+        host::owner(agent.host.as_deref(), stack, &agent.state_dir, identity).map_err(|e| {
             Failed::text(Exit::Failed, format!("cannot learn the identity of this machine: {e}"), None)
         })
     }
@@ -167,9 +160,14 @@ pub fn machine(exe: &Path) -> Machine<'_> {
 
 /// Reads the configuration and what it says about itself.
 pub fn load(global: &Global, exe: &Path) -> Result<Setup, Failed> {
+    try_load(global, exe)?.map_err(|p| Failed::problems(&p))
+}
+
+/// The same, with the problems of its text as values.
+pub fn try_load(global: &Global, exe: &Path) -> Result<Result<Setup, Vec<Problem>>, Failed> {
     let path = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
     let files = read_files(&path)?;
-    setup::load(&files, &machine(exe)).map_err(|p| Failed::problems(&p))
+    Ok(setup::load(&files, &machine(exe)))
 }
 
 /// The same for commands that can do without one; None when there is none and none was named.

@@ -9,6 +9,7 @@ use super::backup::guard_failed;
 use super::session::{Failed, Session, load};
 use crate::archive::layout::store_guide;
 use crate::exit::Exit;
+use crate::host::Identity;
 use crate::journal::Sink;
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
@@ -28,7 +29,7 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
         let hint = format!("configured stores: {}", known.join(", "));
         return Err(Failed::text(Exit::Usage, format!("there is no store {name:?}"), Some(hint)));
     };
-    let owner = session.owner(&setup)?;
+    let owner = session.owner(&setup, Identity::Make)?;
     let _guard =
         RunGuard::acquire(&setup.agent.runtime_dir, verb, Duration::ZERO, &session.cancel, &session.monitor)
             .map_err(|e| guard_failed(&session, &e))?;
@@ -41,15 +42,15 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
             (store::prove(chosen, &owner, &nonce, &session.cancel), "takes, keeps and gives back data")
         }
     };
+    let made = outcome.is_ok() && !matches!(args.action, StoreAction::Check { .. });
     match outcome {
         // Asking twice is no mistake.
-        Ok(()) => {}
-        Err(StoreError::HasMarker { .. }) => {}
+        Ok(()) | Err(StoreError::HasMarker { .. }) => {}
         Err(StoreError::Interrupted(i)) => return Err(session.interrupted(i)),
         Err(e) => return Err(session.failed(Exit::Failed, &e)),
     }
     let sentence = format!("Store {name} {done} ({})", chosen.location());
-    if !matches!(args.action, StoreAction::Check { .. }) {
+    if made {
         session.monitor.event(Event::new(What::StoreInitialised, &sentence).store(name));
     }
     let free = chosen.free_bytes().unwrap_or(None);

@@ -122,10 +122,12 @@ impl Archive {
         let (default, highest) = match method {
             Method::Gzip => (Self::GZIP_LEVEL, 12),
             Method::Zstd => (Self::ZSTD_LEVEL, 19),
-            Method::None => (0, 12),
+            Method::None => (1, 19),
         };
-        let level =
-            s.whole_or("level", default, "1 (fast) to 12 (small) for gzip, to 19 for zstd", 0..=highest);
+        let level = s.whole_or("level", default, "1 (fast) to 12 (small) for gzip, to 19 for zstd", 1..=19);
+        if level > highest {
+            s.problem("level", format!("gzip has levels up to {highest}, not {level}"), None);
+        }
         s.finish();
         Self { method, level: i32::try_from(level).unwrap_or(1) }
     }

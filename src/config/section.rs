@@ -299,7 +299,9 @@ impl<'a> Section<'a> {
 
     /// A sub-table; an absent one answers every question with its default.
     pub fn table(&self, key: &str) -> Section<'a> {
-        self.asked.borrow_mut().push(key.to_owned());
+        if !self.asked.borrow().iter().any(|k| k == key) {
+            self.asked.borrow_mut().push(key.to_owned());
+        }
         let path = join(&self.path, key);
         let entry = self.entry(key);
         if let Some(node) = entry {

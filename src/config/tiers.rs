@@ -50,7 +50,12 @@ impl Tier {
 
     pub fn read(name: &str, s: &Section<'_>) -> Option<Self> {
         let parsed = name.parse::<Name>().map_err(|e| s.problem("", e.to_string(), None)).ok();
-        let path = s.text_or("path", name, "Directory of this tier below the root of each store");
+        let path = s
+            .text(
+                "path",
+                "Directory of this tier below the root of each store; default: the name of the tier",
+            )
+            .unwrap_or_else(|| name.to_owned());
         if !is_tier_path(&path) {
             s.problem(
                 "path",
@@ -151,7 +156,10 @@ pub fn check_tiers(
     let sections = root.table("tiers");
     for tier in tiers {
         let section = sections.table(tier.name.as_str());
-        for store in &tier.stores {
+        for (i, store) in tier.stores.iter().enumerate() {
+            if tier.stores[..i].contains(store) {
+                section.problem("stores", format!("names {store:?} twice"), None);
+            }
             if let Some((message, hint)) = known("store", store, stores) {
                 section.problem("stores", message, hint);
             }

@@ -453,6 +453,7 @@ fn context<'a>(
         vault: world.vault,
         config_files: &setup.files,
         own_dirs,
+        exe: world.exe,
         previous,
     }
 }
@@ -463,15 +464,16 @@ fn choose_name(
     usable: &[&Target<'_>],
     world: &World<'_>,
 ) -> Result<(BackupName, Timestamp), Interrupted> {
+    let all = setup.stores.iter().map(AsRef::as_ref);
+    let reachable: Vec<&dyn Store> = all.filter(|s| s.reach(world.cancel).is_ok()).collect();
     loop {
         world.cancel.check()?;
         let time = (world.now)();
         let name = BackupName::at(time);
-        let taken = usable.iter().any(|target| {
-            let dirs = setup.tiers.iter().map(|t| t.path.as_str()).chain([target.dir.as_str()]);
-            // A listing that fails now fails the delivery later; a name in use is refused there too.
-            dirs.into_iter().any(|dir| catalog::knows(target.store(), dir, &name).unwrap_or(false))
-        });
+        // A listing that fails now fails the delivery later; a name in use is refused there too.
+        let knows = |store: &dyn Store, dir: &str| catalog::knows(store, dir, &name).unwrap_or(false);
+        let taken = usable.iter().any(|target| knows(target.store(), &target.dir))
+            || reachable.iter().any(|store| setup.tiers.iter().any(|tier| knows(*store, &tier.path)));
         if !taken {
             return Ok((name, time));
         }
@@ -823,8 +825,10 @@ fn deliver_all(
             .collect()
     });
     if let Err(interrupted) = world.cancel.check() {
-        for target in usable {
-            delivery::withdraw(target.store(), &target.dir, name);
+        for (target, attempt) in usable.iter().zip(attempts) {
+            if let Ok(delivered) = attempt {
+                delivered.withdraw(target.store());
+            }
         }
         return Err(interrupted);
     }
@@ -832,8 +836,7 @@ fn deliver_all(
     for (target, attempt) in usable.iter().zip(attempts) {
         let store = target.store();
         let committed = attempt.and_then(|delivered| {
-            delivery::commit(store, &target.dir, manifest, packed, &delivered, (world.now)())
-                .inspect_err(|_| delivery::withdraw(store, &target.dir, name))
+            delivery::commit(store, &target.dir, manifest, packed, delivered, (world.now)())
         });
         results.push(match committed {
             Ok(receipt) => {

@@ -97,10 +97,9 @@ fn env_value(
 /// The end of an unquoted value, and the comment behind it. Only a mark between two spaces begins a comment here:
 /// ` #x` may be a part of a password.
 fn unquoted_end(src: &[u8], start: usize, end: usize, marks: &[u8]) -> (usize, Range<usize>) {
+    let blank = |i: usize| matches!(at(src, i), b' ' | b'\t');
     let comment = (start..end).find(|&i| {
-        let before = i == start || matches!(at(src, i - 1), b' ' | b'\t');
-        let behind = i + 1 >= end || matches!(at(src, i + 1), b' ' | b'\t');
-        marks.contains(&at(src, i)) && before && behind && !(i == start && i + 1 >= end)
+        marks.contains(&at(src, i)) && (i == start || blank(i - 1)) && i + 1 < end && blank(i + 1)
     });
     let stop = comment.unwrap_or(end);
     (trim_end(src, start, stop), stop..end)

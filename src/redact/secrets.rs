@@ -273,7 +273,7 @@ fn forms(value: &[u8]) -> Vec<Vec<u8>> {
         forms.push(unshell(text));
     }
     let bare = text.trim_ascii_end();
-    let cut = bare.iter().rev().take_while(|b| b",;)]}'\"".contains(b)).count();
+    let cut = bare.iter().rev().take_while(|b| b",;#)]}'\" ".contains(b)).count();
     forms.push(slice(bare, 0..bare.len() - cut).to_vec());
     if text.iter().any(u8::is_ascii_whitespace) {
         forms.push(squeeze(text).bytes);

@@ -50,6 +50,12 @@ fn env_values_of_secret_keys_are_hidden_in_place() {
         ("API_KEY=hunter2222\r\nB=c\r\n", "API_KEY=<REDACTED>\r\nB=c\r\n"),
         ("\u{feff}API_KEY=hunter2222\n", "\u{feff}API_KEY=<REDACTED>\n"),
         ("PASS=12345678\n", "PASS=<REDACTED>\n"),
+        ("PASSWORD==abc=def\n", "PASSWORD=<REDACTED>\n"),
+        ("CONN=Server=x;Uid=a;Pwd={p;w};Db=y\n", "CONN=Server=x;Uid=a;Pwd=<REDACTED>;Db=y\n"),
+        ("RUN=sh -c 'export TOKEN=abc; exec x'\n", "RUN=sh -c 'export TOKEN=<REDACTED>; exec x'\n"),
+        ("H=\"Authorization: Basic dTpwdw==\"\n", "H=\"Authorization: Basic <REDACTED>\"\n"),
+        ("TOKEN=${{ secrets.X }}\n", "TOKEN=${{ secrets.X }}\n"),
+        ("# Auth: see docs/auth.md\n# --- Secrets: ---\n", "# Auth: see docs/auth.md\n# --- Secrets: ---\n"),
         ("PASSWORD=true\n", "PASSWORD=<REDACTED>\n"),
         ("PASSWORD=\n", "PASSWORD=\n"),
         ("PASSWORD=\"\"\n", "PASSWORD=\"\"\n"),
@@ -96,6 +102,10 @@ fn credentials_in_urls_are_hidden_under_any_key() {
     for (text, expected) in [
         ("U=postgres://user:pw@host/db\n", "U=postgres://user:<REDACTED>@host/db\n"),
         ("U=postgres://user:p@w/x#y:z@host:5432/db\n", "U=postgres://user:<REDACTED>@host:5432/db\n"),
+        ("U=postgres://u:p?a=b@h/d\n", "U=postgres://u:<REDACTED>@h/d\n"),
+        ("U=http://user:pass word@h/\n", "U=http://user:<REDACTED>@h/\n"),
+        ("U=postgres://u://x_y@db/x\n", "U=postgres://u:<REDACTED>@db/x\n"),
+        ("U=user:pw@mail.x.org:25\n", "U=user:<REDACTED>@mail.x.org:25\n"),
         ("U=postgres://user:12/34@host/db\n", "U=postgres://user:<REDACTED>@host/db\n"),
         ("U=redis://:hunter22@redis:6379/0\n", "U=redis://:<REDACTED>@redis:6379/0\n"),
         ("U=https://ghp_abc@github.com/a/b\n", "U=https://<REDACTED>@github.com/a/b\n"),
@@ -441,6 +451,12 @@ fn ini_and_unknown_formats_are_read_by_lines() {
             "ALTER USER x WITH PASSWORD 'hunter22';\n",
             "ALTER USER x WITH PASSWORD '<REDACTED>';\n",
         ),
+        (
+            "redis.conf",
+            "requirepass a:0_aaa0=\nuser app on >aclpw123 ~* +@all\n",
+            "requirepass <REDACTED>\nuser app on ><REDACTED> ~* +@all\n",
+        ),
+        ("config.toml.bak", "password = \"hunter22\"\n", "password = \"<REDACTED>\"\n"),
         (".pgpass", "db:5432:*:tars:hunter:22\n", "db:5432:*:tars:<REDACTED>\n"),
         (".htpasswd", "bob:$apr1$x$y\n", "bob:<REDACTED>\n"),
         (".netrc", "machine h login u password hunter22\n", "machine h login u password <REDACTED>\n"),
@@ -733,7 +749,7 @@ proptest! {
         let cut = matches!(format, 14 | 22 | 23) && (secret.contains(": ") || secret.contains(" #") || secret.ends_with(':'));
         let slash = format == 26 && (secret.contains('@') || secret.contains("://") || secret.contains('?'));
         let option = matches!(format, 21 | 22 | 25) && secret.starts_with(['-', '#', ';'])
-            || format == 18 && secret.starts_with(['"', '\'', '`']);
+            || format == 18 && secret.starts_with(['"', '\'', '`', '\\']);
         prop_assume!(!brace && !cut && !slash && !option);
         let (name, text) = plant(format, key, &secret);
         let secret = planted(format, &secret);
@@ -754,7 +770,8 @@ proptest! {
         for (file, input) in report.files.iter().zip(&files) {
             let out = String::from_utf8_lossy(&file.bytes).into_owned();
             if input.name == "third.json" {
-                prop_assert_eq!(&out, "{\"note\": \"see <REDACTED> there\", \"list\": [\"a\", \"<REDACTED>\"]}");
+                prop_assert!(!out.contains(json.trim_matches('"')), "{}", out);
+                prop_assert!(out.starts_with("{\"note\": \"see <REDACTED>"), "{}", out);
             } else {
                 prop_assert!(!out.contains(&secret), "{} {:?}\n{}\n{}", input.name, secret, text, out);
                 prop_assert!(!out.contains(&encoded) && !out.contains(&every), "{:?}\n{}", secret, out);

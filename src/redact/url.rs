@@ -19,7 +19,9 @@ const SHELL_SCHEMES: &[&str] = &["ssh", "sftp", "scp", "rsync", "git", "git+ssh"
 
 pub(super) fn userinfo(text: &[u8], context: Context) -> Vec<UserInfo> {
     let mut found = Vec::new();
-    let starts: Vec<usize> = memchr::memmem::find_iter(text, b"://").collect();
+    let mut starts: Vec<usize> = memchr::memmem::find_iter(text, b"://").collect();
+    // Right behind another one, `user://x` is a user and a password that begins with slashes.
+    starts.dedup_by(|next, colon| scheme_start(text, *next) == *colon + 3);
     let mut counted = 0;
     let mut odd = [false; 3];
     for (n, &colon) in starts.iter().enumerate() {

@@ -10,7 +10,7 @@ use log::Record;
 
 use crate::journal::{Fields, Sink};
 use crate::notify::Notify;
-use crate::progress::{Event, Monitor};
+use crate::progress::{Event, Monitor, What};
 use crate::units::{show_bytes, show_duration};
 use crate::vault::Vault;
 
@@ -85,6 +85,11 @@ impl FaceMonitor {
 
 impl Monitor for FaceMonitor {
     fn event(&self, event: Event) {
+        // On a terminal the result of the command says the same.
+        let told = matches!(event.what, What::VerifyGood | What::VerifyBad | What::StoreInitialised);
+        if told && self.sink == Sink::Stderr {
+            return;
+        }
         let message = self.vault.scrub(&event.message);
         let mut fields =
             vec![("TARS_BACKUP_EVENT", event.what.name().to_owned()), ("TARS_BACKUP_RUN", self.run.clone())];

@@ -30,7 +30,11 @@ pub fn table(rows: &[Vec<String>]) -> String {
 }
 
 pub fn print(text: &str) -> io::Result<()> {
-    io::stdout().lock().write_all(text.as_bytes())
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // A reader that has seen enough (`| head`) is no failure.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }
 
 fn heading(words: &[&str]) -> Vec<String> {

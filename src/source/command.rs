@@ -37,12 +37,12 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
             Some("for example command = [\"mariadb-dump\", \"--all-databases\"]".into()),
         );
     }
-    let default = format!("{name}.out");
-    let member = s.text_or(
-        "filename",
-        &default,
-        "Name of its output in the archive; a suffix for its compression is added",
-    );
+    let member = s
+        .text(
+            "filename",
+            "Name of its output in the archive, before the suffix of its compression; default: NAME.out",
+        )
+        .unwrap_or_else(|| format!("{name}.out"));
     if member != encode(&member) || member.starts_with('.') {
         s.problem("filename", "must be a plain file name", Some("letters, digits, '.', '_' and '-'".into()));
     }

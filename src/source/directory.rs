@@ -74,20 +74,9 @@ impl Directory {
         }
     }
 
-    fn check_mount(&self) -> Result<(), SourceError> {
-        if !self.require_mount {
-            return Ok(());
-        }
-        let place = mounts::mount_point(&self.path)
-            .map_err(|source| SourceError::Read { what: self.path.display().to_string(), source })?;
-        if place == std::path::Path::new("/") {
-            return Err(SourceError::hinted(
-                self.path.display().to_string(),
-                "nothing is mounted there",
-                format!("mount it, then see: findmnt --target {}", self.path.display()),
-            ));
-        }
-        Ok(())
+    /// Asks a child first: a hung mount must not hang us.
+    fn check_mount(&self, context: &Context<'_>) -> Result<(), SourceError> {
+        Ok(mounts::check(context.exe, &self.path, self.require_mount, context.cancel)?)
     }
 
     fn inventory(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
@@ -127,13 +116,13 @@ impl Source for Directory {
     }
 
     fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError> {
-        self.check_mount()?;
+        self.check_mount(context)?;
         let survey = tree::inventory(&self.path, &self.rules(context), context.cancel).map_err(tree_error)?;
         Ok(Some(if self.mode == Mode::Copy { survey.report.bytes } else { 0 }))
     }
 
     fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
-        self.check_mount()?;
+        self.check_mount(context)?;
         if self.mode == Mode::Inventory {
             return self.inventory(context, stage);
         }

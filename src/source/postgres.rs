@@ -35,11 +35,12 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
         name: name.clone(),
         selector: Selector {
             container: s.text("container", "Name of the container; default: found by its Compose service"),
-            service: s.text_or(
-                "service",
-                name.as_str(),
-                "Compose service, where no container of that name is found",
-            ),
+            service: s
+                .text(
+                    "service",
+                    "Compose service, where no container of that name is found; default: the name of the source",
+                )
+                .unwrap_or_else(|| name.to_string()),
         },
         databases: s.texts(
             "databases",
@@ -303,7 +304,8 @@ fn conninfo(database: &str) -> String {
 const SETTINGS_QUERY: &str = r"
 WITH d AS (SELECT db.*, to_jsonb(db) AS j FROM pg_database db WHERE datname = current_database())
 SELECT line FROM (
-  SELECT 1 AS step, '' AS sub, CASE WHEN datname = 'postgres' THEN '-- the database postgres exists in every cluster' ELSE
+  SELECT 1 AS step, '' AS sub,
+    format('SELECT %L WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = %L) \gexec',
     format('CREATE DATABASE %I WITH TEMPLATE template0 ENCODING %L', datname, pg_encoding_to_char(encoding))
     || CASE j->>'datlocprovider'
          WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', coalesce(j->>'datlocale', j->>'daticulocale'))
@@ -311,7 +313,7 @@ SELECT line FROM (
          WHEN 'b' THEN format(' LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', j->>'datlocale')
          WHEN 'c' THEN ' LOCALE_PROVIDER libc'
          ELSE '' END
-    || format(' LC_COLLATE %L LC_CTYPE %L;', datcollate, datctype) END AS line FROM d
+    || format(' LC_COLLATE %L LC_CTYPE %L;', datcollate, datctype), datname) AS line FROM d
   UNION ALL
   SELECT 2, '', format('ALTER DATABASE %I OWNER TO %I;', datname, pg_get_userbyid(datdba)) FROM d
   UNION ALL
@@ -396,7 +398,7 @@ fn restore(name: &str, component: &Component) -> String {
         component.members.iter().find(|m| m.starts_with(base) && !m[base.len()..].contains("sql"))
     };
     let mut text = format!(
-        "PostgreSQL {} (image `{}`). Into an empty cluster: start the container with a new, empty data volume, then\n\n```\n",
+        "PostgreSQL {} (image `{}`). Into an empty cluster: start the container with a new, empty data volume, then\n\n```\nset -o pipefail\n",
         fact("server_version"),
         fact("image"),
     );
@@ -412,19 +414,13 @@ fn restore(name: &str, component: &Component) -> String {
     for (database, facts) in &databases {
         let member = |key: &str| facts.get(key).and_then(Value::as_str).and_then(stored);
         let (Some(settings), Some(dump)) = (member("settings"), member("member")) else { continue };
-        if database != "postgres" {
-            text.push_str(&format!(
-                "# only if it is still empty: docker exec {} dropdb -U {} --if-exists {}\n",
-                quote(&container),
-                quote(&user),
-                quote(database)
-            ));
-        }
         text.push_str(&format!("{} | {psql} -d postgres\n", cat(settings)));
         text.push_str(&format!("{} | {psql} -d {}\n", cat(dump), quote(&conninfo(database))));
     }
     text.push_str(
-        "```\n\nA dump ends with a line that says it is complete; rows per table stand in `manifest.json`.\n",
+        "```\n\nNothing here drops anything: a table that exists already stops the load with an error. If the image has \
+         made an empty database with another encoding or collation than the settings file says, drop it first \
+         (`dropdb`).\n\nA dump ends with a line that says it is complete; rows per table stand in `manifest.json`.\n",
     );
     text
 }

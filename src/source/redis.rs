@@ -40,11 +40,12 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
         name: name.clone(),
         selector: Selector {
             container: s.text("container", "Name of the container; default: found by its Compose service"),
-            service: s.text_or(
-                "service",
-                name.as_str(),
-                "Compose service, where no container of that name is found",
-            ),
+            service: s
+                .text(
+                    "service",
+                    "Compose service, where no container of that name is found; default: the name of the source",
+                )
+                .unwrap_or_else(|| name.to_string()),
         },
         user: s.text("user", "ACL user; default: the default user"),
         password: s
@@ -241,7 +242,14 @@ impl Source for Redis {
         let about = server.info("server")?;
         capture.facts.insert("server_version".into(), json!(about.get("redis_version")));
         let state = server.persistence()?;
-        capture.facts.insert("aof".into(), json!(state.get("aof_enabled").is_some_and(|v| v == "1")));
+        let aof = state.get("aof_enabled").is_some_and(|v| v == "1");
+        capture.facts.insert("aof".into(), json!(aof));
+        // Names that a restore needs; a server that does not tell them has the usual ones.
+        for key in ["dir", "dbfilename", "appenddirname", "appendfilename"] {
+            if let Ok(value) = server.setting(key) {
+                capture.facts.insert(key.into(), json!(value));
+            }
+        }
         match found {
             Checked::Counted(facts) => capture.facts.extend(rdb_facts(&facts)),
             Checked::Opaque { why, .. } => {
@@ -378,32 +386,36 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
 }
 
 fn restore(_: &str, component: &Component) -> String {
-    let fact = |key: &str| component.facts.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let fact = |key: &str, default: &str| {
+        component.facts.get(key).and_then(Value::as_str).unwrap_or(default).to_owned()
+    };
     let member = component.members.first().map_or("", String::as_str);
-    let container = fact("container");
-    let aof = component.facts.get("aof").and_then(Value::as_bool) == Some(true);
+    let (container, image) = (fact("container", "CONTAINER"), fact("image", "IMAGE"));
+    let (dir, rdb) = (fact("dir", "/data"), fact("dbfilename", "dump.rdb"));
     let mut text = format!(
-        "Redis {} (image `{}`). Check the file, stop the server, and put it into the data volume:\n\n```\n\
-         redis-check-rdb {member}\ndocker stop {container}\ndocker cp {member} {container}:/data/dump.rdb\n",
-        fact("server_version"),
-        fact("image"),
+        "Redis {} (image `{image}`). Stop the server, move its old files aside, put the new ones into the data volume and \
+         start it. Run it in an empty directory beside `{member}`:\n\n```\nset -e\nredis-check-rdb {member}\n\
+         docker stop {container}\n\
+         docker run --rm --network none --volumes-from {container} --entrypoint sh {image} -c \\\n  \
+         'cd {dir}; for f in {rdb} {aof_dir}; do [ ! -e \"$f\" ] || mv \"$f\" \"$f.old.$(date +%s)\"; done'\n",
+        fact("server_version", ""),
+        aof_dir = fact("appenddirname", "appendonlydir"),
     );
-    if aof {
+    if component.facts.get("aof").and_then(Value::as_bool) == Some(true) {
+        let (aof_dir, aof) =
+            (fact("appenddirname", "appendonlydir"), fact("appendfilename", "appendonly.aof"));
         text.push_str(&format!(
-            "# This server ran with appendonly yes: it then ignores dump.rdb. Give it the file as the base of a new\n\
-             # append-only set instead (keep the old directory until all is well):\n\
-             mkdir appendonlydir && cp {member} appendonlydir/appendonly.aof.1.base.rdb\n\
-             echo 'file appendonly.aof.1.base.rdb seq 1 type b' > appendonlydir/appendonly.aof.manifest\n\
-             docker cp appendonlydir {container}:/data/\n"
+            "# With appendonly yes the server ignores {rdb}: it gets the file as the base of a new append-only set.\n\
+             mkdir {aof_dir}\ncp {member} {aof_dir}/{aof}.1.base.rdb\n\
+             echo 'file {aof}.1.base.rdb seq 1 type b' > {aof_dir}/{aof}.manifest\n\
+             chmod -R a+rX {aof_dir}\ndocker cp {aof_dir} {container}:{dir}/\n"
         ));
     }
-    text.push_str(&format!("docker start {container}\n```\n"));
-    if aof {
-        text.push_str(
-            "\nMove an `appendonlydir` that is already in the volume out of it before you copy, and give the new files the \
-             owner of the old ones.\n",
-        );
-    }
+    text.push_str(&format!(
+        "docker cp {member} {container}:{dir}/{rdb}\n\
+         docker run --rm --network none --volumes-from {container} --entrypoint sh {image} -c 'chown -R --reference={dir} {dir}'\n\
+         docker start {container}\n```\n\nWhen all is well, remove the files that end in `.old.` and a number.\n"
+    ));
     text
 }
 

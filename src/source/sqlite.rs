@@ -220,7 +220,7 @@ fn restore(_: &str, component: &Component) -> String {
     let member = component.members.first().map_or("", String::as_str);
     format!(
         "SQLite database `{path}`. Stop whatever uses it, keep the old file, and leave no `-wal`, `-shm` or `-journal` of \
-         the old one beside the new one:\n\n```\n{}  > restored.sqlite3\n\
+         the old one beside the new one:\n\n```\n{} > restored.sqlite3\n\
          sqlite3 -readonly restored.sqlite3 'PRAGMA integrity_check'\n\
          for f in '{path}' '{path}'-wal '{path}'-shm '{path}'-journal; do [ ! -e \"$f\" ] || mv \"$f\" \"$f.old\"; done\n\
          install -m {mode} -o {} -g {} restored.sqlite3 '{path}'\n```\n",

@@ -162,6 +162,12 @@ impl Store for FsStore {
         self.root.display().to_string()
     }
 
+    fn place(&self) -> String {
+        // A link to a directory is that directory; what is not there yet has only its name.
+        let real = std::fs::canonicalize(&self.root).unwrap_or_else(|_| self.root.clone());
+        real.display().to_string()
+    }
+
     fn reach(&self, cancel: &Cancel) -> Result<(), StoreError> {
         self.check_mount(&self.root, cancel)
     }
@@ -228,12 +234,7 @@ impl Store for FsStore {
             return Err(fail(io::Error::other("not a file name")));
         };
         self.make_dirs(dir).map_err(fail)?;
-        let temp = dir.join(format!("{TEMP}{}", file.to_string_lossy()));
-        // Only a killed run of this machine can have left one: the marker and the lock keep others out.
-        match std::fs::remove_file(&temp) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
-            _ => {}
-        }
+        let temp = dir.join(format!("{TEMP}{}-{}", std::process::id(), file.to_string_lossy()));
         let written = self.write_temp(&temp, data, bytes, object, cancel, moved).and_then(|()| {
             let renamed = match how {
                 Put::New => rename_new(&temp, &path),
