@@ -39,10 +39,9 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Man => man(),
         Command::ProbePath { .. } => Ok(Exit::Ok),
     };
-    match outcome {
-        Ok(exit) => exit.code(),
-        Err(failed) => failed.report().code(),
-    }
+    let exit = outcome.unwrap_or_else(|failed| failed.report());
+    crate::journal::settle(sink);
+    exit.code()
 }
 
 /// clap ends with 2 on its own; that status means something else here.

@@ -1,12 +1,16 @@
 //! Where log lines go: to the journal with their fields where systemd runs us, to standard error elsewhere.
 
-use std::io::Write;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use log::kv::{self, Key, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 
 const IDENTIFIER: &str = "tars-backup";
+/// A journal that does not answer must not hold up the end of a run.
+const SETTLE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sink {
@@ -31,6 +35,26 @@ pub fn install(level: LevelFilter) -> Sink {
     }
     log::set_max_level(level);
     sink
+}
+
+/// Returns when the journal has taken every line of this process. It asks the kernel about a sender only when it takes a
+/// line, and no longer learns the unit of one that is gone: without this wait a quick failure may be missing from
+/// `journalctl -u`, and nobody sees why the run failed.
+pub fn settle(sink: Sink) {
+    if sink == Sink::Journal {
+        // Only root may ask. Without an answer the lines still arrive, most of the time with their unit.
+        let _ = synchronize();
+    }
+}
+
+/// What `journalctl --sync` does.
+fn synchronize() -> io::Result<()> {
+    let mut socket = UnixStream::connect("/run/systemd/journal/io.systemd.journal")?;
+    socket.set_read_timeout(Some(SETTLE))?;
+    socket.set_write_timeout(Some(SETTLE))?;
+    socket.write_all(b"{\"method\":\"io.systemd.Journal.Synchronize\"}\0")?;
+    BufReader::new(socket).read_until(0, &mut Vec::new())?;
+    Ok(())
 }
 
 /// Keeps the lines of libraries out: some print requests, and with them secrets.

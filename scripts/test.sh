@@ -1,0 +1,52 @@
+#!/bin/bash
+# All tests, on Debian 12 as root: installs the packages that they call, starts the laboratory (tests/lab), builds the
+# package, runs `cargo test`, and says in its last line how many passed and failed.
+#   TARS_BACKUP_TEST_ARGS   further arguments for cargo test, such as "--test cli"
+#
+# What could go wrong: a run that tests nothing looks like success; so no test at all, and a test program that died
+# without saying its result, are failures.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=tests/lab/lib.sh
+. tests/lab/lib.sh
+
+# What the tests and the scripts call. The engine and debootstrap are installed by the laboratory itself.
+packages=(
+  ca-certificates gcc libc6-dev make git # to build
+  util-linux procps findutils diffutils tar gzip zstd xz-utils # stock tools that must open what we write
+  sqlite3 attr acl
+  postgresql-client redis-tools # psql, redis-check-rdb
+)
+
+lab_need_root
+lab_apt "${packages[@]}"
+
+started=no
+if ! tests/lab/engine.sh env >/dev/null 2>&1; then started=yes; fi
+finish() { if [ $started = yes ]; then tests/lab/engine.sh down; fi; }
+trap finish EXIT
+tests/lab/engine.sh up
+lab_engine
+tests/lab/images.sh all
+
+scripts/deb.sh | tee "$LAB_DIR/log/deb.log"
+TARS_BACKUP_DEB=$(tail -n 1 "$LAB_DIR/log/deb.log")
+export TARS_BACKUP_DEB
+
+log=$LAB_DIR/log/cargo-test.log
+status=0
+# shellcheck disable=SC2086 # several arguments
+cargo test --locked --no-fail-fast ${TARS_BACKUP_TEST_ARGS:-} </dev/null 2>&1 | tee "$log" || status=$?
+
+# "test result: ok. 12 passed; 0 failed; 1 ignored; …", once per test program.
+read -r passed failed < <(awk '
+  /^test result: / { for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i - 1); if ($i == "failed;") f += $(i - 1) } }
+  END { print p + 0, f + 0 }' "$log")
+if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+  echo "cargo test ended with status $status, and no test says why: look for what does not compile, or died" >&2
+  failed=1
+fi
+finish
+trap - EXIT
+printf 'tests: %d passed, %d failed\n' "$passed" "$failed"
+[ "$passed" -gt 0 ] && [ "$failed" = 0 ] && [ "$status" = 0 ]

@@ -1,0 +1,388 @@
+//! The package on machines that run systemd: containers with systemd as PID 1, of Debian 12 and 13, without network.
+//! Needs root and the laboratory (tests/lab). `TARS_BACKUP_DEB` names a package; without it, it is built.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{Done, run};
+
+const UNIT: &str = "tars-backup.service";
+
+/// One directory, one store.
+const CONFIG: &str = r#"
+[sources.documents]
+type = "directory"
+path = "/srv/documents"
+[stores.local]
+type = "fs"
+path = "/srv/backups"
+[tiers.hot]
+stores = ["local"]
+path = "daily"
+"#;
+
+/// A source that is captured once /run/go is there, and says nothing before.
+const GATE: &str = r#"
+[sources.gate]
+type = "command"
+command = ["sh", "-c", "until [ -e /run/go ]; do sleep 0.1; done; echo open"]
+"#;
+
+/// `DOCKER_HOST` of the engine.
+fn engine() -> &'static str {
+    static HOST: OnceLock<String> = OnceLock::new();
+    HOST.get_or_init(|| {
+        let env = lab("engine.sh", &["env"]);
+        assert_eq!(
+            env.code, 0,
+            "no container engine answers: run `make test`, or tests/lab/engine.sh up\n{env:?}"
+        );
+        let host = support::sh(&format!("{}\nprintf %s \"$DOCKER_HOST\"", env.stdout));
+        assert!(!host.is_empty(), "{env:?}");
+        host
+    })
+}
+
+fn lab(script: &str, args: &[&str]) -> Done {
+    run(&format!("{}/tests/lab/{script}", env!("CARGO_MANIFEST_DIR")), args)
+}
+
+fn package() -> &'static str {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| match std::env::var("TARS_BACKUP_DEB") {
+        Ok(path) => path,
+        Err(_) => {
+            let built = run(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deb.sh"), &[]).expect(0);
+            built.stdout.lines().last().unwrap().to_owned()
+        }
+    })
+}
+
+/// A container with systemd as PID 1; it goes when the test ends.
+struct Machine {
+    name: String,
+}
+
+impl Machine {
+    fn up(release: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::SeqCst);
+        let machine = Self { name: format!("tars-deb-{}-{count}", std::process::id()) };
+        engine();
+        let up = lab("systemd.sh", &["up", &machine.name, release]);
+        assert_eq!(up.code, 0, "no machine with Debian {release}: tests/lab/images.sh all\n{}", up.stderr);
+        let target = format!("{}:/root/tars-backup.deb", machine.name);
+        run("docker", &["-H", engine(), "cp", package(), &target]).expect(0);
+        machine
+    }
+
+    /// With the package installed, and something to back up.
+    fn installed(release: &str) -> Self {
+        let machine = Self::up(release);
+        machine.sh("dpkg -i /root/tars-backup.deb").expect(0);
+        machine.sh("mkdir -p /srv/documents/deep && echo one >/srv/documents/one && echo two >/srv/documents/deep/two");
+        machine
+    }
+
+    /// With this configuration too, and its store initialised.
+    fn ready(release: &str, config: &str) -> Self {
+        let machine = Self::installed(release);
+        machine.configure(config);
+        machine.sh("tars-backup store init local").expect(0);
+        machine
+    }
+
+    fn configure(&self, config: &str) {
+        self.sh(&format!("cat >/etc/tars-backup/config.toml <<'END'\n{config}\nEND")).expect(0);
+    }
+
+    fn exec(&self) -> [&str; 8] {
+        ["-H", engine(), "exec", &self.name, "bash", "-euo", "pipefail", "-c"]
+    }
+
+    fn sh(&self, line: &str) -> Done {
+        run("docker", &[&self.exec()[..], &[line]].concat())
+    }
+
+    /// Standard output of a line that must succeed, without the last line break.
+    #[track_caller]
+    fn out(&self, line: &str) -> String {
+        self.sh(line).expect(0).stdout.trim_end().to_owned()
+    }
+
+    fn spawn(&self, line: &str) -> Child {
+        let args = [&self.exec()[..], &[line]].concat();
+        Command::new("docker").args(args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Starts the unit and waits for its end, as an operator does.
+    fn start(&self) -> Done {
+        self.sh(&format!("systemctl start {UNIT}"))
+    }
+
+    /// A property of the unit.
+    #[track_caller]
+    fn show(&self, property: &str) -> String {
+        self.out(&format!("systemctl show -p {property} --value {UNIT}"))
+    }
+
+    /// Asks again and again until the line succeeds.
+    #[track_caller]
+    fn wait(&self, line: &str) {
+        let started = Instant::now();
+        while self.sh(line).code != 0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "in vain: {line}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Starts the unit and returns when it waits at its gate and has told so.
+    #[track_caller]
+    fn start_to_gate(&self) -> Child {
+        self.sh("rm -f /run/go").expect(0);
+        let started = self.spawn(&format!("systemctl start {UNIT}"));
+        self.wait("pgrep -f '[u]ntil . -e /run/go'");
+        self.wait(&format!(
+            "systemctl show -p StatusText --value {UNIT} | grep -Eq 'Captur(ed|ing) (documents|gate)'"
+        ));
+        started
+    }
+
+    /// What the journal has of the unit, as text.
+    fn log(&self) -> String {
+        self.out(&format!("journalctl --sync; journalctl -u {UNIT} -o cat --no-pager"))
+    }
+
+    /// The same, as entries with all their fields; further matches narrow it.
+    #[track_caller]
+    fn entries(&self, matches: &str) -> Vec<Value> {
+        let text = self.out(&format!("journalctl --sync; journalctl {matches} -o json --all --no-pager"));
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn committed(&self) -> usize {
+        self.out("find /srv/backups -name '*.manifest.json' | wc -l").parse().unwrap()
+    }
+
+    #[track_caller]
+    fn assert_nothing_runs_and_nothing_is_left(&self) {
+        assert_eq!(self.show("MainPID"), "0");
+        self.sh("! pgrep -f '[u]ntil . -e /run/go'").expect(0);
+        assert_eq!(self.out("find /var/lib/tars-backup/staging -mindepth 1"), "");
+        assert_eq!(self.out("find /srv/backups -name '.tars-backup-tmp-*'"), "");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        lab("systemd.sh", &["down", &self.name]);
+    }
+}
+
+fn ended(mut child: Child) -> i32 {
+    child.wait().unwrap().code().unwrap()
+}
+
+#[test]
+fn from_installation_to_purge_on_debian_12() {
+    from_installation_to_purge("12");
+}
+
+#[test]
+fn from_installation_to_purge_on_debian_13() {
+    from_installation_to_purge("13");
+}
+
+fn from_installation_to_purge(release: &str) {
+    let m = Machine::installed(release);
+
+    // Nothing runs, nothing will by itself.
+    assert_eq!(m.sh(&format!("systemctl is-enabled {UNIT}")).stdout.trim(), "static");
+    assert_eq!(m.sh(&format!("systemctl is-active {UNIT}")).stdout.trim(), "inactive");
+    assert_eq!(m.out("tars-backup --version"), concat!("tars-backup ", env!("CARGO_PKG_VERSION")));
+    for dir in ["/run/tars-backup", "/var/lib/tars-backup", "/etc/tars-backup"] {
+        assert_eq!(m.out(&format!("stat -c '%a %U %G' {dir}")), "700 root root", "{dir}");
+    }
+    assert_eq!(m.out(&format!("systemd-analyze verify --man=no {UNIT} 2>&1")), "");
+    m.sh("gunzip -c /usr/share/man/man1/tars-backup.1.gz | grep -q '^.TH tars-backup 1'").expect(0);
+    m.sh("bash -n /usr/share/bash-completion/completions/tars-backup").expect(0);
+    for file in [
+        "zsh/vendor-completions/_tars-backup",
+        "fish/vendor_completions.d/tars-backup.fish",
+        "doc/tars-backup/copyright",
+        "doc/tars-backup/README.md",
+        "doc/tars-backup/CHANGELOG.md",
+        "doc/tars-backup/examples/config.toml",
+    ] {
+        m.sh(&format!("zcat -f /usr/share/{file}* | grep -q .")).expect(0);
+    }
+
+    // Without a configuration it fails, and says what to do.
+    assert_ne!(m.start().code, 0);
+    assert_eq!(m.show("ExecMainStatus"), "78");
+    let log = m.log();
+    assert!(log.contains("cannot read the configuration /etc/tars-backup/config.toml"), "{log}");
+    assert!(log.contains("hint: write one"), "{log}");
+
+    m.configure(CONFIG);
+    m.sh("tars-backup store init local").expect(0);
+    m.start().expect(0);
+    assert_eq!(m.show("Result"), "success");
+    let rows: Value = serde_json::from_str(&m.out("tars-backup list --json")).unwrap();
+    let name = rows[0]["name"].as_str().unwrap();
+    assert_eq!(rows[0]["state"], "complete");
+    assert_eq!(rows.as_array().map(Vec::len), Some(1));
+
+    // Private, all of it.
+    assert_eq!(m.out("find /srv/backups -type f ! -perm 600"), "");
+    assert_eq!(m.out("find /srv/backups /run/tars-backup /var/lib/tars-backup -type d ! -perm 700"), "");
+    m.assert_nothing_runs_and_nothing_is_left();
+
+    // One entry with all its fields.
+    let entries = m.entries("TARS_BACKUP_EVENT=backup.committed");
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    let entry = &entries[0];
+    let bytes = m.out(&format!("stat -c %s /srv/backups/daily/{name}.tar.gz"));
+    for (field, value) in [
+        ("TARS_BACKUP_NAME", name),
+        ("TARS_BACKUP_STORE", "local"),
+        ("TARS_BACKUP_TIER", "hot"),
+        ("TARS_BACKUP_BYTES", &bytes),
+        ("SYSLOG_IDENTIFIER", "tars-backup"),
+        ("_SYSTEMD_UNIT", UNIT),
+    ] {
+        assert_eq!(entry[field], value, "{field} of {entry}");
+    }
+    let this_run = entry["TARS_BACKUP_RUN"].as_str().unwrap();
+    let of_run = m.entries(&format!("-u {UNIT} TARS_BACKUP_RUN={this_run}"));
+    let events: Vec<&str> = of_run.iter().map(|e| e["TARS_BACKUP_EVENT"].as_str().unwrap()).collect();
+    assert_eq!(events.first(), Some(&"run.started"));
+    assert_eq!(events.last(), Some(&"run.finished"));
+
+    // An upgrade keeps the configuration; removal and purge keep the backups, and the configuration that finds them.
+    let before = m.out("cd /srv/backups && find . -type f -print0 | sort -z | xargs -0 sha256sum");
+    m.sh("dpkg -i /root/tars-backup.deb").expect(0);
+    m.start().expect(0);
+    assert_eq!(m.committed(), 2);
+    m.sh("dpkg -r tars-backup").expect(0);
+    assert_ne!(m.sh(&format!("systemctl cat {UNIT}")).code, 0);
+    m.sh("dpkg -P tars-backup").expect(0);
+    assert_eq!(m.committed(), 2);
+    let lines = format!("cd /srv/backups && sha256sum -c --quiet <<'END'\n{before}\nEND");
+    m.sh(&lines).expect(0);
+    m.sh("test -s /etc/tars-backup/config.toml").expect(0);
+    assert_eq!(m.out("systemctl is-system-running"), "running", "removal leaves no failed unit");
+}
+
+#[test]
+fn every_ending_reaches_systemd() {
+    let m = Machine::installed("12");
+
+    m.configure(CONFIG);
+    assert_ne!(m.start().code, 0);
+    assert_eq!(m.show("ExecMainStatus"), "1", "{}", m.log());
+    assert_eq!(m.show("Result"), "exit-code");
+    assert!(m.log().contains("/srv/backups is not there"), "{}", m.log());
+
+    m.sh("tars-backup store init local").expect(0);
+    m.configure(&format!(
+        "{CONFIG}[sources.extra]\ntype = \"command\"\ncommand = [\"false\"]\ncritical = false\n"
+    ));
+    assert_ne!(m.start().code, 0);
+    assert_eq!(m.show("ExecMainStatus"), "2", "{}", m.log());
+    assert_eq!(m.committed(), 1);
+    let failed = m.entries("TARS_BACKUP_EVENT=component.failed TARS_BACKUP_COMPONENT=extra");
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0]["PRIORITY"], "3");
+
+    // All problems at once. The program ends at once too: its last lines are found under the unit all the same.
+    m.configure(
+        "[sources.documents]\ntyp = \"directory\"\n[stores.local]\ntype = \"fs\"\n[tiers.hot]\nstores = [\"nas\"]\n",
+    );
+    assert_ne!(m.start().code, 0);
+    assert_eq!(m.show("ExecMainStatus"), "78");
+    let log = m.log();
+    for text in ["typ", "stores.local", "there is no store \"nas\"", "problems in the configuration"] {
+        assert!(log.contains(text), "{text:?} is not in:\n{log}");
+    }
+}
+
+#[test]
+fn a_run_shows_its_state_is_joined_survives_an_upgrade_and_stops_in_good_order() {
+    let m = Machine::ready("12", &format!("{CONFIG}{GATE}"));
+
+    let first = m.start_to_gate();
+    assert_eq!(m.show("ActiveState"), "activating");
+    let pid = m.show("MainPID");
+    // A second start joins, and a run in a shell is told who holds the lock.
+    let second = m.spawn(&format!("systemctl start {UNIT}"));
+    m.sh("tars-backup backup").expect(75).says(&format!("pid {pid} backup since"));
+    // A new version comes while it runs.
+    m.sh("dpkg -i /root/tars-backup.deb").expect(0);
+    assert_eq!(m.show("MainPID"), pid);
+    assert_eq!(m.show("ActiveState"), "activating");
+    m.sh("touch /run/go").expect(0);
+    assert_eq!((ended(first), ended(second)), (0, 0), "{}", m.log());
+    assert_eq!(m.committed(), 1);
+    m.assert_nothing_runs_and_nothing_is_left();
+
+    let stopped = m.start_to_gate();
+    m.sh(&format!("systemctl stop {UNIT}")).expect(0);
+    assert_ne!(ended(stopped), 0);
+    assert_eq!(m.show("ExecMainStatus"), "143", "{}", m.log());
+    assert_eq!(m.committed(), 1);
+    m.assert_nothing_runs_and_nothing_is_left();
+
+    // Killed: the next run clears what was left.
+    let killed = m.start_to_gate();
+    m.sh(&format!("systemctl kill -s KILL {UNIT}")).expect(0);
+    assert_ne!(ended(killed), 0);
+    assert_ne!(m.out("find /var/lib/tars-backup/staging -mindepth 1"), "");
+    m.sh("touch /run/go").expect(0);
+    m.start().expect(0);
+    assert_eq!(m.entries("TARS_BACKUP_EVENT=leftover.removed").len(), 1);
+    m.assert_nothing_runs_and_nothing_is_left();
+
+    // Removal ends a run, in good order.
+    let removed = m.start_to_gate();
+    m.sh("dpkg -r tars-backup").expect(0);
+    assert_ne!(ended(removed), 0);
+    m.assert_nothing_runs_and_nothing_is_left();
+    assert_eq!(m.committed(), 2);
+}
+
+#[test]
+fn only_progress_buys_time() {
+    let m = Machine::ready("12", &format!("{CONFIG}{GATE}"));
+    let drop_in = "/etc/systemd/system/tars-backup.service.d";
+    m.sh(&format!(
+        "mkdir -p {drop_in} && printf '[Service]\\nTimeoutStartSec=5s\\n' >{drop_in}/time.conf && systemctl daemon-reload"
+    ))
+    .expect(0);
+
+    // The documents are no progress of the gate: make them nothing that moves.
+    m.configure(&format!(
+        "{}{GATE}",
+        CONFIG.replace("type = \"directory\"", "type = \"directory\"\nmode = \"inventory\"")
+    ));
+    let started = Instant::now();
+    assert_ne!(m.start().code, 0);
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    assert_eq!(m.show("Result"), "timeout", "{}", m.log());
+    assert_eq!(m.committed(), 0);
+    m.assert_nothing_runs_and_nothing_is_left();
+
+    let steady = "[sources.steady]\ntype = \"command\"\ncommand = [\"sh\", \"-c\", \"for i in $(seq 80); do echo $i; sleep 0.1; done\"]\n";
+    m.configure(&format!("{CONFIG}{steady}"));
+    let started = Instant::now();
+    m.start().expect(0);
+    assert!(started.elapsed() > Duration::from_secs(8));
+    assert_eq!(m.committed(), 1);
+}
