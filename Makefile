@@ -8,13 +8,10 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAM := $(TARGET)/release/tars-backup
 
-# Tests that need the laboratory (root, an engine, images), and those that mount: all others run anywhere.
-LAB_TESTS := deb stack
-ROOT_TESTS := tree interrupt
-ifeq ($(shell id -u),0)
-ROOT_TESTS :=
-endif
-QUICK_TESTS := $(filter-out $(LAB_TESTS) $(ROOT_TESTS),$(basename $(notdir $(wildcard tests/*.rs))))
+# Tests that need the laboratory (root, an engine, images), those that need root, and the one of a thousand damages: all
+# others are quick and run anywhere.
+SLOW_TESTS := deb stack tree interrupt damage demo
+QUICK_TESTS := $(filter-out $(SLOW_TESTS),$(basename $(notdir $(wildcard tests/*.rs))))
 
 SCRIPTS := $(wildcard .ci/run scripts/*.sh tests/*.sh tests/lab/*.sh benches/*.sh packaging/deb/p*)
 

@@ -19,7 +19,7 @@ use crate::archive::compress::Staged;
 use crate::archive::tree::TreeError;
 use crate::cancel::{Cancel, Interrupted};
 use crate::config::Section;
-use crate::docker::{Container, Docker, DockerError, Limits};
+use crate::docker::{Container, Docker, DockerError, Limits, Selector};
 use crate::hint::Hint;
 use crate::id::Name;
 use crate::manifest::Component;
@@ -54,6 +54,11 @@ pub struct Kind {
 
 pub trait Source: Send + Sync {
     fn needs_docker(&self) -> bool {
+        false
+    }
+
+    /// Whether it compares what it finds with the last run.
+    fn compares(&self) -> bool {
         false
     }
 
@@ -320,6 +325,19 @@ fn check_tree(member: &mut Member<'_>) -> Result<(), CheckError> {
         return Err(CheckError::Bad(format!("{found} entries, the manifest says {}", wanted.unwrap_or(0))));
     }
     Ok(())
+}
+
+/// Which container a source means.
+fn selector(name: &Name, s: &Section<'_>) -> Selector {
+    Selector {
+        container: s.text("container", "Name of the container; default: found by its Compose service"),
+        service: s
+            .text(
+                "service",
+                "Compose service, where no container of that name is found; default: the name of the source",
+            )
+            .unwrap_or_else(|| name.to_string()),
+    }
 }
 
 /// Facts of the container that data came from.

@@ -385,12 +385,7 @@ fn one_place_is_never_two_stores() {
 
 #[test]
 fn extract_takes_the_good_copy_where_one_is_damaged() {
-    let home = Home::new().documents();
-    let extra = format!(
-        "[stores.second]\ntype = \"fs\"\npath = \"{}\"\n[tiers.both]\nstores = [\"nas\", \"second\"]\npath = \"both\"",
-        home.at("second")
-    );
-    let home = home.extra(&extra).ready();
+    let home = Home::new().documents().second_store().ready();
     home.tars(&["store", "init", "second"]).expect(0);
     let mut told = 0;
     for damaged in ["store", "second"] {

@@ -220,12 +220,7 @@ fn a_store_of_another_machine_is_refused_until_it_is_adopted() {
 
 #[test]
 fn one_dead_store_does_not_stop_the_other() {
-    let home = Home::new().documents();
-    let extra = format!(
-        "[stores.second]\ntype = \"fs\"\npath = \"{}\"\n[tiers.both]\nstores = [\"nas\", \"second\"]\npath = \"both\"",
-        home.at("second")
-    );
-    let home = home.extra(&extra).ready();
+    let home = Home::new().documents().second_store().ready();
     home.tars(&["store", "init", "second"]).expect(0);
     home.tars(&["backup", "--tier", "both"]).expect(0);
     let rows = home.tars(&["list", "--json"]).expect(0).json();

@@ -256,7 +256,7 @@ fn an_empty_or_missing_or_unmounted_directory_is_a_failure() {
     let try_it = |lines: &str| Home::new().source("documents", lines).ready().tars(&["backup"]);
     try_it(&dir("")).expect(1).says("is empty").says("allow_empty = true");
     try_it(&dir("allow_empty = true")).expect(0);
-    try_it(&dir("require_mount = true\nallow_empty = true")).expect(1).says("nothing is mounted there");
+    try_it(&dir("require_mount = true\nallow_empty = true")).expect(1).says("nothing is mounted at");
     try_it("type = \"directory\"\npath = \"/nonexistent/x\"").expect(1).says("is not there");
 }
 

@@ -506,7 +506,8 @@ fn capture_all<'a>(
 ) -> Result<Vec<Captured<'a>>, Interrupted> {
     world.monitor.phase("capturing", None);
     let own_dirs = own_dirs(setup);
-    let previous = previous_facts(usable);
+    let compared = plan.selected.iter().any(|s| s.source.compares());
+    let previous = if compared { previous_facts(usable) } else { BTreeMap::new() };
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, Captured<'a>)>> = Mutex::new(Vec::new());
     let workers = setup.agent.jobs.clamp(1, plan.selected.len().max(1));

@@ -106,6 +106,10 @@ impl Directory {
 }
 
 impl Source for Directory {
+    fn compares(&self) -> bool {
+        self.mode == Mode::Inventory
+    }
+
     fn method(&self) -> String {
         let verb = if self.mode == Mode::Copy { "files of" } else { "inventory of" };
         let without = match self.exclude.patterns() {

@@ -7,7 +7,7 @@ use std::io::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts};
+use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, selector};
 use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
 use crate::config::Section;
@@ -33,15 +33,7 @@ struct Postgres {
 fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
     Box::new(Postgres {
         name: name.clone(),
-        selector: Selector {
-            container: s.text("container", "Name of the container; default: found by its Compose service"),
-            service: s
-                .text(
-                    "service",
-                    "Compose service, where no container of that name is found; default: the name of the source",
-                )
-                .unwrap_or_else(|| name.to_string()),
-        },
+        selector: selector(name, s),
         databases: s.texts(
             "databases",
             "Databases to dump, the main one first; default: all that take connections and are no templates",

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Map, Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, copy};
+use super::{
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, copy, selector,
+};
 use crate::archive::compress::ComponentWriter;
 use crate::config::Section;
 use crate::docker::{Container, DataAt, Docker, Limits, Selector};
@@ -38,15 +40,7 @@ struct Redis {
 fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
     Box::new(Redis {
         name: name.clone(),
-        selector: Selector {
-            container: s.text("container", "Name of the container; default: found by its Compose service"),
-            service: s
-                .text(
-                    "service",
-                    "Compose service, where no container of that name is found; default: the name of the source",
-                )
-                .unwrap_or_else(|| name.to_string()),
-        },
+        selector: selector(name, s),
         user: s.text("user", "ACL user; default: the default user"),
         password: s
             .secret("password", "Password; default: from the arguments or the environment of the container"),

@@ -116,6 +116,14 @@ impl Home {
         self.source("documents", &format!("type = \"directory\"\npath = \"{path}\""))
     }
 
+    /// Adds a store `second` and a tier `both` at `both` that goes to it and to `nas`.
+    pub fn second_store(self) -> Self {
+        let path = self.at("second");
+        self.extra(&format!(
+            "[stores.second]\ntype = \"fs\"\npath = \"{path}\"\n[tiers.both]\nstores = [\"nas\", \"second\"]\npath = \"both\""
+        ))
+    }
+
     /// Adds any further configuration text.
     pub fn extra(mut self, text: &str) -> Self {
         self.extra.push_str(text);
