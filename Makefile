@@ -8,12 +8,10 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAM := $(TARGET)/release/tars-backup
 
-# Tests that need the laboratory (root, an engine, images), and those that mount: all others run anywhere.
+# Tests that need the laboratory (root, an engine, images), and those that mount or change owners, as root. All others
+# are for anybody, and quick.
 LAB_TESTS := deb stack
 ROOT_TESTS := tree interrupt
-ifeq ($(shell id -u),0)
-ROOT_TESTS :=
-endif
 QUICK_TESTS := $(filter-out $(LAB_TESTS) $(ROOT_TESTS),$(basename $(notdir $(wildcard tests/*.rs))))
 
 SCRIPTS := $(wildcard .ci/run scripts/*.sh tests/*.sh tests/lab/*.sh benches/*.sh packaging/deb/p*)
@@ -27,7 +25,7 @@ build: ## the program, optimised
 	$(CARGO) build --release --locked
 
 .PHONY: check
-check: ## format, lints, and the tests that need no engine
+check: ## format, lints, and the tests that need neither root nor an engine
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); fi
