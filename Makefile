@@ -5,9 +5,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 CARGO ?= cargo
-TARGET := $(or $(CARGO_TARGET_DIR),target)
-PROGRAM := $(TARGET)/release/tars-backup
-
 # Tests that need the laboratory (root, an engine, images), those that need root, and the one of a thousand damages: all
 # others are quick and run anywhere.
 SLOW_TESTS := deb stack tree interrupt damage demo
@@ -24,7 +21,7 @@ build: ## the program, optimised
 	$(CARGO) build --release --locked
 
 .PHONY: check
-check: ## format, lints, and the tests that need no engine
+check: ## format, lints, and the tests that need neither root nor an engine
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); fi
