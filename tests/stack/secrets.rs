@@ -13,12 +13,12 @@ fn password(core: &str) -> String {
 /// Runs a backup while every command line of the machine is looked at, from outside and inside the containers.
 fn watched(lab: &Lab, home: &Home, containers: &[&str], cores: &[&str]) -> Done {
     let over = AtomicBool::new(false);
+    let seen = |text: &str, place: &str| {
+        for core in cores {
+            assert!(!text.contains(core), "a password is in the process list ({place}): {text}");
+        }
+    };
     std::thread::scope(|scope| {
-        let seen = |text: &str, place: &str| {
-            for core in cores {
-                assert!(!text.contains(core), "a password is in the process list ({place}): {text}");
-            }
-        };
         let outside = scope.spawn(|| {
             let mut rounds = 0;
             while !over.load(Ordering::SeqCst) {
