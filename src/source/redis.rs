@@ -129,7 +129,8 @@ impl Redis {
     fn save(&self, context: &Context<'_>, server: &Server<'_>, dump: &Dump) -> Result<(), SourceError> {
         let before = server.fingerprint(dump)?;
         let deadline = Instant::now() + self.save_timeout;
-        if server.persistence()?.get("rdb_bgsave_in_progress").map(String::as_str) != Some("1") {
+        let mut joined = server.persistence()?.get("rdb_bgsave_in_progress").is_some_and(|v| v == "1");
+        if !joined {
             server.begin_save()?;
         }
         let mut pause = Duration::from_millis(50);
@@ -150,6 +151,11 @@ impl Redis {
                 let now = server.fingerprint(dump)?;
                 if now.is_some() && now != before {
                     return Ok(());
+                }
+                // The save that we joined had put its file in place before we looked at it the first time.
+                if joined {
+                    server.begin_save()?;
+                    joined = false;
                 }
             }
             if Instant::now() > deadline {
