@@ -275,7 +275,8 @@ impl Server<'_> {
         let mut argv: Vec<&str> = vec!["redis-cli", "--no-auth-warning"];
         argv.extend(self.options.iter().map(String::as_str));
         argv.extend(words);
-        let reply = self.docker.run(&self.container, None, &self.env, &argv, self.limits)?.text();
+        let output = self.docker.run(&self.container, None, &self.env, &argv, self.limits)?;
+        let reply = output.text();
         let first = reply.split_whitespace().next().unwrap_or_default();
         let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "ERR", "LOADING", "MISCONF", "BUSY", "MASTERDOWN"];
         if refused.contains(&first) {
@@ -285,7 +286,10 @@ impl Server<'_> {
                 _ => "look at the server: docker logs",
             };
             let what = format!("{} of {}", words.join(" "), self.container.name);
-            return Err(SourceError::hinted(what, reply.trim().to_owned(), hint));
+            // After a wrong password redis-cli goes on without one: the reply alone would say that none was given.
+            let why =
+                if output.stderr.contains("WRONGPASS") { output.stderr } else { reply.trim().to_owned() };
+            return Err(SourceError::hinted(what, why, hint));
         }
         Ok(reply)
     }
