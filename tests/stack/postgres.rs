@@ -49,15 +49,35 @@ fn counts(lab: &Lab, pg: &str, database: &str) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// What the server itself would dump, without the marks that differ each time.
+/// What the server itself would dump, without the marks that differ each time. The order of settings, and of the roles
+/// of a policy, follows internal numbers that are new in a loaded cluster.
 fn own_dump(lab: &Lab, pg: &str, argv: &[&str]) -> String {
     let mut args = vec!["exec", pg];
     args.extend(argv);
-    let text = lab.ok(&args);
-    text.lines()
-        .filter(|l| !l.starts_with("\\restrict ") && !l.starts_with("\\unrestrict "))
-        .map(|l| format!("{l}\n"))
-        .collect()
+    let (mut settings, mut rest) = (Vec::new(), String::new());
+    for line in lab.ok(&args).lines() {
+        if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") {
+            continue;
+        } else if line.starts_with("ALTER DATABASE ") || line.starts_with("ALTER ROLE ") {
+            settings.push(line.to_owned());
+        } else if line.starts_with("CREATE POLICY ") {
+            let mut words: Vec<&str> = line.split([' ', ',']).filter(|w| !w.is_empty()).collect();
+            words.sort_unstable();
+            rest.push_str(&words.join(" "));
+        } else {
+            rest.push_str(line);
+        }
+        rest.push('\n');
+    }
+    settings.sort();
+    format!("{}\n{rest}", settings.join("\n"))
+}
+
+/// Lines of an answer, without the order that internal numbers give them.
+fn sorted(answer: &str) -> String {
+    let mut lines: Vec<&str> = answer.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
 }
 
 /// Everything that must be the same in the cluster that was loaded, by what it is about.
@@ -72,7 +92,7 @@ fn portrait(lab: &Lab, pg: &str) -> BTreeMap<String, String> {
         ("members", "SELECT roleid::regrole, member::regrole, admin_option FROM pg_auth_members WHERE roleid >= 16384 ORDER BY 1, 2"),
         (
             "settings",
-            "SELECT datname, setrole::regrole, setconfig FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase
+            "SELECT datname, setrole::regrole, ARRAY(SELECT unnest(setconfig) ORDER BY 1) FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase
              WHERE setrole = 0 OR setrole >= 16384 ORDER BY datname, setrole::regrole::text",
         ),
         (
@@ -87,7 +107,7 @@ fn portrait(lab: &Lab, pg: &str) -> BTreeMap<String, String> {
         ),
     ];
     for (what, query) in cluster {
-        add(what.into(), lab.sql(pg, "tars_home", query));
+        add(what.into(), sorted(&lab.sql(pg, "tars_home", query)));
     }
     let inside = [
         ("rows", format!("SELECT format('%I.%I', n.nspname, c.relname), md5(query_to_xml(format('SELECT md5(string_agg(t::text, E''\\n'' ORDER BY t::text)) FROM ONLY %I.%I t', n.nspname, c.relname), true, true, '')::text) {TABLES} ORDER BY 1")),
@@ -100,14 +120,14 @@ fn portrait(lab: &Lab, pg: &str) -> BTreeMap<String, String> {
                query_to_xml(format('SELECT * FROM %I.%I t ORDER BY t::text', schemaname, matviewname), true, true, '')::text END
              FROM pg_matviews ORDER BY 1, 2",
         ),
-        ("policies", "SELECT * FROM pg_policies ORDER BY schemaname, tablename, policyname"),
+        ("policies", "SELECT schemaname, tablename, policyname, permissive, cmd, qual, with_check, ARRAY(SELECT unnest(roles) ORDER BY 1) FROM pg_policies ORDER BY 1, 2, 3"),
         ("publications", "SELECT pubname, pubowner::regrole, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication ORDER BY 1"),
         ("published tables", "SELECT * FROM pg_publication_tables ORDER BY 1, 2, 3"),
         ("sequences", "SELECT * FROM pg_sequences ORDER BY 1, 2"),
     ];
     for database in ["tars_home", SECOND] {
         for (what, query) in &inside {
-            add(format!("{what} of {database}"), lab.sql(pg, database, query));
+            add(format!("{what} of {database}"), sorted(&lab.sql(pg, database, query)));
         }
         add(
             format!("dump of {database}"),
@@ -115,7 +135,7 @@ fn portrait(lab: &Lab, pg: &str) -> BTreeMap<String, String> {
         );
     }
     for (what, query) in only_first {
-        add(what.into(), lab.sql(pg, "tars_home", query));
+        add(what.into(), sorted(&lab.sql(pg, "tars_home", query)));
     }
     all
 }
