@@ -2,6 +2,7 @@
 //! every name begins with a prefix of this very test, and only what carries the label of the laboratory is removed.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Done, Home, PROGRAM};
+use crate::support::{Done, Home, PROGRAM, run};
 
 /// Everything that shells, URLs, TOML and JSON get wrong, around a part that can be searched for in any encoding.
 pub const ODD_PASSWORD: &str = "p@ss w'ord\"$HOME\\x:/%41ü#;";
@@ -70,7 +71,7 @@ impl Lab {
         let list = |args: &[&str]| self.ok(args).lines().map(str::to_owned).collect::<Vec<_>>();
         let orphan = |name: &String| {
             let pid = name.strip_prefix("tars-test-").and_then(|rest| rest.split('-').next());
-            pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists())
+            pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
         };
         for name in list(&["ps", "-a", "--filter", "label=tars-lab", "--format", "{{.Names}}"]) {
             if orphan(&name) {
@@ -373,6 +374,26 @@ pub fn assert_failed(home: &Home, done: Done, component: &str, reasons: &[&str],
 #[track_caller]
 pub fn verify_deep(home: &Home) {
     let archive = home.object(".tar.gz").display().to_string();
-    crate::support::run(PROGRAM, &["verify", "--deep", &archive]).expect(0).says("good");
+    run(PROGRAM, &["verify", "--deep", &archive]).expect(0).says("good");
     home.tars(&["verify", "--latest", "--deep"]).expect(0).says("every component read");
+}
+
+/// Runs the commands of the section `component` in RESTORE.md as a person would who restores into an empty server:
+/// another container, and the lines "only if it is still empty" taken.
+pub fn follow_the_guide(unpacked: &Path, component: &str, from: &str, to: &str) -> String {
+    let guide = std::fs::read_to_string(unpacked.join("RESTORE.md")).unwrap();
+    let section = guide.split(&format!("\n## {component}\n")).nth(1).unwrap();
+    let block = section.split("```").nth(1).unwrap();
+    let mut said = String::new();
+    for line in block.lines() {
+        let line = line.strip_prefix("# only if it is still empty: ").unwrap_or(line);
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = format!("cd '{}' && {}", unpacked.display(), line.replace(from, to));
+        let d = run("bash", &["-o", "pipefail", "-c", &line]);
+        assert_eq!(d.code, 0, "{line}\n{}{}", d.stdout, d.stderr);
+        said.push_str(&d.stderr);
+    }
+    said
 }

@@ -1,11 +1,10 @@
 //! Odd databases: what the archive holds is all of it, and stock tools alone bring it back.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::json;
 
-use crate::lab::{Lab, lab_file, source, verify_deep};
+use crate::lab::{Lab, follow_the_guide, lab_file, source, verify_deep};
 use crate::support::{Home, run, sh};
 
 const SECOND: &str = "Zweite-DB é";
@@ -138,26 +137,6 @@ fn portrait(lab: &Lab, pg: &str) -> BTreeMap<String, String> {
         add(what.into(), sorted(&lab.sql(pg, "tars_home", query)));
     }
     all
-}
-
-/// Runs the commands of the section `component` in RESTORE.md as a person would who restores into an empty server:
-/// another container, and the lines "only if it is still empty" taken.
-pub fn follow_the_guide(unpacked: &Path, component: &str, from: &str, to: &str) -> String {
-    let guide = std::fs::read_to_string(unpacked.join("RESTORE.md")).unwrap();
-    let section = guide.split(&format!("\n## {component}\n")).nth(1).unwrap();
-    let block = section.split("```").nth(1).unwrap();
-    let mut said = String::new();
-    for line in block.lines() {
-        let line = line.strip_prefix("# only if it is still empty: ").unwrap_or(line);
-        if line.trim().is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let line = format!("cd '{}' && {}", unpacked.display(), line.replace(from, to));
-        let d = run("bash", &["-o", "pipefail", "-c", &line]);
-        assert_eq!(d.code, 0, "{line}\n{}{}", d.stdout, d.stderr);
-        said.push_str(&d.stderr);
-    }
-    said
 }
 
 #[test]

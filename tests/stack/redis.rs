@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, lab_file, source, until, verify_deep};
+use crate::lab::{Lab, follow_the_guide, lab_file, source, until, verify_deep};
 use crate::support::{Home, sh};
 
 fn home(container: &str, more: &str) -> Home {
@@ -26,11 +26,14 @@ table.sort(out)
 return out";
 
 fn portrait(lab: &Lab, redis: &str) -> Vec<String> {
-    let mut all: Vec<String> =
-        ["0", "5"].iter().map(|db| lab.redis_cli(redis, &["-n", db, "EVAL", KEYS, "0"])).collect();
-    all.push(lab.redis_cli(redis, &["DEBUG", "DIGEST"]));
-    all.push(lab.redis_cli(redis, &["FUNCTION", "LIST", "WITHCODE"]));
-    all
+    let keys = ["0", "5"].map(|db| lab.redis_cli(redis, &["-n", db, "EVAL", KEYS, "0"]));
+    let digest = lab.redis_cli(redis, &["DEBUG", "DIGEST"]);
+    // Functions of one library come in any order.
+    let functions = lab.redis_cli(redis, &["FUNCTION", "LIST", "WITHCODE"]);
+    let mut functions: Vec<&str> = functions.lines().collect();
+    functions.sort_unstable();
+    let keys = keys.iter().flat_map(|k| k.lines());
+    keys.chain(digest.lines()).chain(functions).map(str::to_owned).collect()
 }
 
 /// Keys and expiring keys per database, by INFO keyspace, as the manifest has them.
@@ -75,9 +78,13 @@ fn odd_keys_come_back_whole_by_the_commands_of_the_guide_alone() {
     let mut args = vec!["redis:7-alpine", "redis-server"];
     args.extend(server);
     let empty = lab.container(&["create"], "empty", &args);
-    let said = crate::postgres::follow_the_guide(&unpacked, "redis", &redis, &empty);
+    let said = follow_the_guide(&unpacked, "redis", &redis, &empty);
     lab.await_redis(&empty);
-    assert_eq!(portrait(&lab, &empty), portrait(&lab, &redis), "{said}");
+    let (wanted, loaded) = (portrait(&lab, &redis), portrait(&lab, &empty));
+    for (wanted, loaded) in wanted.iter().zip(&loaded) {
+        assert_eq!(wanted, loaded, "{said}");
+    }
+    assert_eq!(wanted.len(), loaded.len());
     assert_eq!(lab.redis_info(&empty, "aof_enabled"), "1");
 }
 
@@ -152,6 +159,22 @@ fn the_dump_file_is_found_wherever_the_server_keeps_it() {
             assert!(dump.windows(key.len()).any(|w| w == key.as_bytes()), "an old dump file was taken");
         }
     }
+}
+
+#[test]
+fn the_guide_names_the_dump_file_of_this_server() {
+    let lab = Lab::new();
+    let server = ["--save", "", "--dbfilename", "odd name.rdb"];
+    let redis = lab.redis("redis", &[], &server);
+    lab.redis_cli(&redis, &["SET", "k", "v"]);
+    let home = home(&redis, "");
+    home.backup(0);
+    let mut args = vec!["redis:7-alpine", "redis-server"];
+    args.extend(server);
+    let empty = lab.container(&["create"], "empty", &args);
+    follow_the_guide(&home.unpack("out"), "redis", &redis, &empty);
+    lab.await_redis(&empty);
+    assert_eq!(lab.redis_cli(&empty, &["GET", "k"]), "v\n");
 }
 
 #[test]
