@@ -322,6 +322,11 @@ fn check_tree(member: &mut Member<'_>) -> Result<(), CheckError> {
     Ok(())
 }
 
+/// A word for a POSIX shell.
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// Facts of the container that data came from.
 fn container_facts(facts: &mut Map<String, Value>, container: &Container) {
     facts.insert("container".into(), container.name.clone().into());

@@ -7,7 +7,7 @@ use std::io::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts};
+use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, quote};
 use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
 use crate::config::Section;
@@ -386,11 +386,6 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
         return Err(CheckError::Bad("its large objects are not those of the manifest".into()));
     }
     Ok(())
-}
-
-/// A word for a POSIX shell.
-fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 fn restore(name: &str, component: &Component) -> String {
