@@ -378,22 +378,15 @@ pub fn verify_deep(home: &Home) {
     home.tars(&["verify", "--latest", "--deep"]).expect(0).says("every component read");
 }
 
-/// Runs the commands of the section `component` in RESTORE.md as a person would who restores into an empty server:
-/// another container, and the lines "only if it is still empty" taken.
+/// Runs the commands of the section `component` in RESTORE.md for another container. Returns what they said.
+#[track_caller]
 pub fn follow_the_guide(unpacked: &Path, component: &str, from: &str, to: &str) -> String {
     let guide = std::fs::read_to_string(unpacked.join("RESTORE.md")).unwrap();
     let section = guide.split(&format!("\n## {component}\n")).nth(1).unwrap();
     let block = section.split("```").nth(1).unwrap();
-    let mut said = String::new();
-    for line in block.lines() {
-        let line = line.strip_prefix("# only if it is still empty: ").unwrap_or(line);
-        if line.trim().is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let line = format!("cd '{}' && {}", unpacked.display(), line.replace(from, to));
-        let d = run("bash", &["-o", "pipefail", "-c", &line]);
-        assert_eq!(d.code, 0, "{line}\n{}{}", d.stdout, d.stderr);
-        said.push_str(&d.stderr);
-    }
-    said
+    let script = format!("cd '{}'\n{}", unpacked.display(), block.replace(from, to));
+    // Every single command must succeed, as a person would look at each.
+    let d = run("bash", &["-e", "-c", &script]);
+    assert_eq!(d.code, 0, "{script}\n{}{}", d.stdout, d.stderr);
+    d.stderr
 }
