@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 CARGO ?= cargo
+
 # Tests that need the laboratory (root, an engine, images), those that need root, and the one of a thousand damages: all
 # others are quick and run anywhere.
 SLOW_TESTS := deb stack tree interrupt damage demo

@@ -212,6 +212,7 @@ pub struct Configured {
     pub critical: bool,
     /// Part of a tier whose components are "default".
     pub on_by_default: bool,
+    pub limits: Limits,
     pub source: Box<dyn Source>,
 }
 
@@ -258,10 +259,10 @@ fn read_as(name: &Name, s: &Section<'_>, kind_name: &'static str, kind: &Kind) -
     let on_by_default = s.flag("on_by_default", true, "Part of tiers whose components are \"default\"");
     let limits = Limits {
         total: s.duration_or("timeout", Duration::from_secs(6 * 3600), "Longest time for the whole capture"),
-        idle: s.duration_or("idle_timeout", Duration::from_secs(600), "Longest time without any progress"),
+        idle: s.duration_or("idle_timeout", Duration::from_secs(300), "Longest time without any progress"),
     };
     let source = (kind.read)(name, s, limits);
-    Configured { name: name.clone(), kind: kind_name, critical, on_by_default, source }
+    Configured { name: name.clone(), kind: kind_name, critical, on_by_default, limits, source }
 }
 
 fn find_kind(word: &str) -> Option<(&'static str, &'static Kind)> {
@@ -338,6 +339,11 @@ fn selector(name: &Name, s: &Section<'_>) -> Selector {
             )
             .unwrap_or_else(|| name.to_string()),
     }
+}
+
+/// A word for a POSIX shell.
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Facts of the container that data came from.

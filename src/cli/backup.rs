@@ -31,6 +31,8 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
         printed.map_err(Failed::output)?;
         return Ok(if preview.is_ready() { Exit::Ok } else { Exit::Partial });
     }
+    let silence = plan.selected.iter().map(|s| s.limits.idle.min(s.limits.total)).max();
+    session.monitor.allow_silence(silence.unwrap_or_default());
     let wait = args.wait.unwrap_or(Duration::ZERO);
     let guard =
         RunGuard::acquire(&setup.agent.runtime_dir, "backup", wait, &session.cancel, &session.monitor)

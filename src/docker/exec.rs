@@ -48,6 +48,8 @@ pub struct Exec<'a> {
 #[derive(Debug)]
 pub struct Output {
     pub stdout: Vec<u8>,
+    /// End of the error output, on one line.
+    pub stderr: String,
 }
 
 impl Output {
@@ -116,8 +118,9 @@ impl Docker {
         while let Some(chunk) = exec.next_chunk()? {
             stdout.extend_from_slice(&chunk);
         }
+        let stderr = exec.stderr_text();
         exec.finish()?;
-        Ok(Output { stdout })
+        Ok(Output { stdout, stderr })
     }
 }
 

@@ -51,6 +51,11 @@ impl FaceMonitor {
         }
     }
 
+    /// Sources may say nothing for so long.
+    pub fn allow_silence(&self, longest: Duration) {
+        self.notify.allow_silence(longest);
+    }
+
     /// Takes the progress line away; called before anything else is printed.
     pub fn clear(&self) {
         if self.line {
@@ -133,7 +138,7 @@ impl Monitor for FaceMonitor {
                 drawn: None,
             };
         }
-        self.notify.status(text);
+        self.notify.phase(text);
     }
 
     fn waiting(&self, text: &str) {

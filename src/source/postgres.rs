@@ -7,7 +7,9 @@ use std::io::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, selector};
+use super::{
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, quote, selector,
+};
 use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
 use crate::config::Section;
@@ -293,7 +295,7 @@ fn conninfo(database: &str) -> String {
 
 /// SQL that writes the settings of the current database as SQL, for servers from 10 on: columns that came later are
 /// read through `to_jsonb`, where a missing one is null.
-const SETTINGS_QUERY: &str = r"
+const SETTINGS_QUERY: &str = r#"
 WITH d AS (SELECT db.*, to_jsonb(db) AS j FROM pg_database db WHERE datname = current_database())
 SELECT line FROM (
   SELECT 1 AS step, '' AS sub,
@@ -331,10 +333,14 @@ SELECT line FROM (
     || format(' SET %I TO ', split_part(c.entry, '=', 1))
     || CASE WHEN split_part(c.entry, '=', 1) IN ('search_path', 'temp_tablespaces', 'local_preload_libraries',
               'session_preload_libraries', 'shared_preload_libraries', 'unix_socket_directories')
-            THEN substr(c.entry, strpos(c.entry, '=') + 1)
+            -- A list: each name as a literal, for an empty one cannot be written as an identifier.
+            THEN coalesce((SELECT string_agg(format('%L', CASE WHEN m[1] LIKE '"%'
+                     THEN replace(substr(m[1], 2, length(m[1]) - 2), '""', '"') ELSE m[1] END), ', ' ORDER BY n)
+                   FROM regexp_matches(substr(c.entry, strpos(c.entry, '=') + 1), '"(?:[^"]|"")*"|[^,\s]+', 'g')
+                     WITH ORDINALITY AS names(m, n)), quote_literal(''))
             ELSE format('%L', substr(c.entry, strpos(c.entry, '=') + 1)) END || ';'
     FROM d JOIN pg_db_role_setting s ON s.setdatabase = d.oid, unnest(s.setconfig) AS c(entry)
-) AS lines ORDER BY step, sub";
+) AS lines ORDER BY step, sub"#;
 
 /// Facts of the database whose dump `member` is.
 fn database_of<'a>(component: &'a Component, member: &str) -> Option<&'a Value> {
@@ -374,11 +380,6 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
         return Err(CheckError::Bad("its large objects are not those of the manifest".into()));
     }
     Ok(())
-}
-
-/// A word for a POSIX shell.
-fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 fn restore(name: &str, component: &Component) -> String {

@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, copy, selector,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, copy, quote, selector,
 };
 use crate::archive::compress::ComponentWriter;
 use crate::config::Section;
@@ -123,7 +123,8 @@ impl Redis {
     fn save(&self, context: &Context<'_>, server: &Server<'_>, dump: &Dump) -> Result<(), SourceError> {
         let before = server.fingerprint(dump)?;
         let deadline = Instant::now() + self.save_timeout;
-        if server.persistence()?.get("rdb_bgsave_in_progress").map(String::as_str) != Some("1") {
+        let mut joined = server.persistence()?.get("rdb_bgsave_in_progress").is_some_and(|v| v == "1");
+        if !joined {
             server.begin_save()?;
         }
         let mut pause = Duration::from_millis(50);
@@ -144,6 +145,11 @@ impl Redis {
                 let now = server.fingerprint(dump)?;
                 if now.is_some() && now != before {
                     return Ok(());
+                }
+                // The save that we joined had put its file in place before we looked at it the first time.
+                if joined {
+                    server.begin_save()?;
+                    joined = false;
                 }
             }
             if Instant::now() > deadline {
@@ -263,7 +269,8 @@ impl Server<'_> {
         let mut argv: Vec<&str> = vec!["redis-cli", "--no-auth-warning"];
         argv.extend(self.options.iter().map(String::as_str));
         argv.extend(words);
-        let reply = self.docker.run(&self.container, None, &self.env, &argv, self.limits)?.text();
+        let output = self.docker.run(&self.container, None, &self.env, &argv, self.limits)?;
+        let reply = output.text();
         let first = reply.split_whitespace().next().unwrap_or_default();
         let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "ERR", "LOADING", "MISCONF", "BUSY", "MASTERDOWN"];
         if refused.contains(&first) {
@@ -273,7 +280,10 @@ impl Server<'_> {
                 _ => "look at the server: docker logs",
             };
             let what = format!("{} of {}", words.join(" "), self.container.name);
-            return Err(SourceError::hinted(what, reply.trim().to_owned(), hint));
+            // After a wrong password redis-cli goes on without one: the reply alone would say that none was given.
+            let why =
+                if output.stderr.contains("WRONGPASS") { output.stderr } else { reply.trim().to_owned() };
+            return Err(SourceError::hinted(what, why, hint));
         }
         Ok(reply)
     }
@@ -386,29 +396,42 @@ fn restore(_: &str, component: &Component) -> String {
     let member = component.members.first().map_or("", String::as_str);
     let (container, image) = (fact("container", "CONTAINER"), fact("image", "IMAGE"));
     let (dir, rdb) = (fact("dir", "/data"), fact("dbfilename", "dump.rdb"));
+    let (aof_dir, aof) = (fact("appenddirname", "appendonlydir"), fact("appendfilename", "appendonly.aof"));
+    // Directory and file names are the operator's choice, blanks included.
+    let aside = format!(
+        "cd {}; for f in {} {}; do [ ! -e \"$f\" ] || mv \"$f\" \"$f.old.$(date +%s)\"; done",
+        quote(&dir),
+        quote(&rdb),
+        quote(&aof_dir)
+    );
     let mut text = format!(
         "Redis {} (image `{image}`). Stop the server, move its old files aside, put the new ones into the data volume and \
-         start it. Run it in an empty directory beside `{member}`:\n\n```\nset -e\nredis-check-rdb {member}\n\
+         start it. Run it in the unpacked directory of the backup:\n\n```\nset -e\nredis-check-rdb {member}\n\
          docker stop {container}\n\
          docker run --rm --network none --volumes-from {container} --entrypoint sh {image} -c \\\n  \
-         'cd {dir}; for f in {rdb} {aof_dir}; do [ ! -e \"$f\" ] || mv \"$f\" \"$f.old.$(date +%s)\"; done'\n",
+         {}\n",
         fact("server_version", ""),
-        aof_dir = fact("appenddirname", "appendonlydir"),
+        quote(&aside),
     );
     if component.facts.get("aof").and_then(Value::as_bool) == Some(true) {
-        let (aof_dir, aof) =
-            (fact("appenddirname", "appendonlydir"), fact("appendfilename", "appendonly.aof"));
+        let base = quote(&format!("{aof_dir}/{aof}.1.base.rdb"));
         text.push_str(&format!(
             "# With appendonly yes the server ignores {rdb}: it gets the file as the base of a new append-only set.\n\
-             mkdir {aof_dir}\ncp {member} {aof_dir}/{aof}.1.base.rdb\n\
-             echo 'file {aof}.1.base.rdb seq 1 type b' > {aof_dir}/{aof}.manifest\n\
-             chmod -R a+rX {aof_dir}\ndocker cp {aof_dir} {container}:{dir}/\n"
+             mkdir {}\ncp {member} {base}\necho {} > {}\nchmod -R a+rX {}\ndocker cp {} {}\n",
+            quote(&aof_dir),
+            quote(&format!("file {aof}.1.base.rdb seq 1 type b")),
+            quote(&format!("{aof_dir}/{aof}.manifest")),
+            quote(&aof_dir),
+            quote(&aof_dir),
+            quote(&format!("{container}:{dir}/")),
         ));
     }
     text.push_str(&format!(
-        "docker cp {member} {container}:{dir}/{rdb}\n\
-         docker run --rm --network none --volumes-from {container} --entrypoint sh {image} -c 'chown -R --reference={dir} {dir}'\n\
-         docker start {container}\n```\n\nWhen all is well, remove the files that end in `.old.` and a number.\n"
+        "docker cp {member} {}\n\
+         docker run --rm --network none --volumes-from {container} --entrypoint sh {image} -c {}\n\
+         docker start {container}\n```\n\nWhen all is well, remove the files that end in `.old.` and a number.\n",
+        quote(&format!("{container}:{dir}/{rdb}")),
+        quote(&format!("chown -R --reference={0} {0}", quote(&dir))),
     ));
     text
 }

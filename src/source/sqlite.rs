@@ -85,7 +85,7 @@ impl Sqlite {
                     }
                     left_before = left;
                     progress = Instant::now();
-                    context.monitor.moved(1);
+                    context.monitor.waiting("copying the database");
                 }
                 _ => {
                     context.monitor.waiting("waiting for a writer of the database");

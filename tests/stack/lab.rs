@@ -1,0 +1,392 @@
+//! Containers of one test, removed when it ends. What could go wrong: the engine may be one that somebody works with, so
+//! every name begins with a prefix of this very test, and only what carries the label of the laboratory is removed.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Done, Home, PROGRAM, run};
+
+/// Everything that shells, URLs, TOML and JSON get wrong, around a part that can be searched for in any encoding.
+pub const ODD_PASSWORD: &str = "p@ss w'ord\"$HOME\\x:/%41ü#;";
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Path of a file of the laboratory.
+pub fn lab_file(name: &str) -> String {
+    format!("{}/tests/lab/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+pub struct Lab {
+    pub prefix: String,
+    /// Another engine than the one of the environment.
+    host: Option<String>,
+}
+
+impl Lab {
+    #[track_caller]
+    pub fn new() -> Self {
+        static READY: OnceLock<Result<(), String>> = OnceLock::new();
+        let ready = READY.get_or_init(|| {
+            let lab = Self { prefix: String::new(), host: None };
+            for image in ["tars-lab/services:1", "postgres:15-alpine", "redis:7-alpine"] {
+                let d =
+                    lab.docker(&["image", "inspect", "-f", "{{index .Config.Labels \"tars-lab\"}}", image]);
+                if d.code != 0 || d.stdout.trim().is_empty() {
+                    return Err(format!("{image}: {}", d.stderr.trim()));
+                }
+            }
+            lab.remove_orphans();
+            Ok(())
+        });
+        if let Err(why) = ready {
+            panic!(
+                "no Docker engine with the images of tests/lab answers ({why}); run `make test`, which prepares them"
+            );
+        }
+        Self::on(None)
+    }
+
+    pub fn on(host: Option<String>) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let prefix = format!("tars-test-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+        Self { prefix, host }
+    }
+
+    /// What a killed test process left.
+    fn remove_orphans(&self) {
+        let list = |args: &[&str]| self.ok(args).lines().map(str::to_owned).collect::<Vec<_>>();
+        let orphan = |name: &String| {
+            let pid = name.strip_prefix("tars-test-").and_then(|rest| rest.split('-').next());
+            pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+        };
+        for name in list(&["ps", "-a", "--filter", "label=tars-lab", "--format", "{{.Names}}"]) {
+            if orphan(&name) {
+                self.docker(&["rm", "-f", "-v", &name]);
+            }
+        }
+        for name in list(&["volume", "ls", "--filter", "label=tars-lab", "--format", "{{.Name}}"]) {
+            if orphan(&name) {
+                self.docker(&["volume", "rm", &name]);
+            }
+        }
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.args(args).stdin(Stdio::null());
+        command.envs(self.host.iter().map(|h| ("DOCKER_HOST", h)));
+        command
+    }
+
+    #[track_caller]
+    pub fn docker(&self, args: &[&str]) -> Done {
+        let output = self.command(args).output().unwrap_or_else(|e| {
+            panic!("cannot run docker: {e}; run `make test`, which installs what the tests need")
+        });
+        Done {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// A call that must succeed; its output.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let d = self.docker(args);
+        assert_eq!(d.code, 0, "docker {args:?}\n{}{}", d.stdout, d.stderr);
+        d.stdout
+    }
+
+    /// A shell line in a container, as root.
+    #[track_caller]
+    pub fn sh(&self, container: &str, line: &str) -> String {
+        self.ok(&["exec", container, "bash", "-euc", line])
+    }
+
+    /// A command in a container with this standard input.
+    #[track_caller]
+    pub fn feed(&self, container: &str, argv: &[&str], input: &[u8]) -> String {
+        let mut args = vec!["exec", "-i", container];
+        args.extend(argv);
+        let mut command = self.command(&args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let output = std::thread::scope(|scope| {
+            // A command that ends early has an error to tell, so a broken pipe is none of ours.
+            scope.spawn(move || drop(stdin.write_all(input)));
+            child.wait_with_output().unwrap()
+        });
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{argv:?} in {container}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Labels of a container that Compose would give it.
+    pub fn labels(&self, project: &str, service: &str) -> Vec<String> {
+        [
+            "tars-lab=test".to_owned(),
+            format!("com.docker.compose.project={}{project}", self.prefix),
+            format!("com.docker.compose.service={}{service}", self.prefix),
+            "com.docker.compose.oneoff=False".to_owned(),
+        ]
+        .into_iter()
+        .flat_map(|l| ["--label".to_owned(), l])
+        .collect()
+    }
+
+    /// A volume of this test; its full name.
+    #[track_caller]
+    pub fn volume(&self, name: &str) -> String {
+        let full = format!("{}{name}", self.prefix);
+        self.ok(&["volume", "create", "--label", "tars-lab=test", &full]);
+        full
+    }
+
+    /// Starts (`run -d`) or only makes (`create`) a container without a network; its full name.
+    #[track_caller]
+    pub fn container(&self, how: &[&str], name: &str, args: &[&str]) -> String {
+        let full = format!("{}{name}", self.prefix);
+        let labels = self.labels("deploy", name);
+        let mut all = how.to_vec();
+        all.extend(["--name", &full, "--network", "none"]);
+        all.extend(labels.iter().map(String::as_str));
+        all.extend(args);
+        self.ok(&all);
+        full
+    }
+
+    /// A PostgreSQL server with the database `tars_home`; not yet ready. The disk is not waited for: the test outlives
+    /// no power failure.
+    #[track_caller]
+    pub fn start_postgres(&self, name: &str) -> String {
+        let volume = format!("{}:/var/lib/postgresql/data", self.volume(&format!("{name}_data")));
+        let password = format!("POSTGRES_PASSWORD={ODD_PASSWORD}");
+        let args = [
+            "-e",
+            "POSTGRES_USER=tars",
+            "-e",
+            "POSTGRES_DB=tars_home",
+            "-e",
+            &password,
+            "-v",
+            &volume,
+            "postgres:15-alpine",
+            "postgres",
+            "-c",
+            "fsync=off",
+            "-c",
+            "full_page_writes=off",
+        ];
+        self.container(&["run", "-d"], name, &args)
+    }
+
+    /// While it initialises, a server listens on no TCP address.
+    #[track_caller]
+    pub fn await_postgres(&self, container: &str) {
+        until("PostgreSQL answers", || {
+            self.docker(&["exec", container, "pg_isready", "-q", "-h", "127.0.0.1", "-U", "tars"]).code == 0
+        });
+    }
+
+    #[track_caller]
+    pub fn postgres(&self, name: &str) -> String {
+        let container = self.start_postgres(name);
+        self.await_postgres(&container);
+        container
+    }
+
+    /// Answer of a query, one line per row, fields separated by `|`.
+    #[track_caller]
+    pub fn sql(&self, container: &str, database: &str, query: &str) -> String {
+        let argv = ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "tars", "-d", database];
+        self.feed(container, &argv, query.as_bytes())
+    }
+
+    /// A Redis server; `args` are those of `docker run` up to the image, `server` its own.
+    #[track_caller]
+    pub fn redis(&self, name: &str, args: &[&str], server: &[&str]) -> String {
+        let mut all = args.to_vec();
+        if !all.iter().any(|a| a.starts_with("redis:") || a.starts_with("tars-lab/")) {
+            all.push("redis:7-alpine");
+        }
+        all.push("redis-server");
+        all.extend(server);
+        let container = self.container(&["run", "-d"], name, &all);
+        self.await_redis(&container);
+        container
+    }
+
+    #[track_caller]
+    pub fn await_redis(&self, container: &str) {
+        until("Redis answers", || {
+            let d = self.docker(&["exec", container, "redis-cli", "ping"]);
+            d.stdout.trim() == "PONG" || d.stdout.starts_with("NOAUTH")
+        });
+    }
+
+    /// Reply to one command; it must be none of the usual refusals.
+    #[track_caller]
+    pub fn redis_cli(&self, container: &str, words: &[&str]) -> String {
+        let mut args = vec!["exec", container, "redis-cli"];
+        args.extend(words);
+        let reply = self.ok(&args);
+        assert!(!reply.starts_with("ERR") && !reply.starts_with("NOAUTH"), "{words:?}: {reply}");
+        reply
+    }
+
+    /// One field of INFO.
+    #[track_caller]
+    pub fn redis_info(&self, container: &str, field: &str) -> String {
+        let all = self.redis_cli(container, &["INFO", "everything"]);
+        let line =
+            all.lines().find_map(|l| l.trim_end().strip_prefix(&format!("{field}:")).map(str::to_owned));
+        line.unwrap_or_else(|| panic!("INFO has no {field}"))
+    }
+
+    /// From now on dumps of `tars_home` stop after the rows of one table and in the rows of the next, until the returned
+    /// session ends: reading a long value needs an index that the session holds.
+    #[track_caller]
+    pub fn hold_dumps(&self, postgres: &str) -> Session {
+        self.sql(
+            postgres,
+            "tars_home",
+            "CREATE TABLE noise AS SELECT i, md5(i::text) || md5((-i)::text) AS v FROM generate_series(1, 200000) i;
+             CREATE TABLE stuck (v text); ALTER TABLE stuck ALTER v SET STORAGE EXTERNAL;
+             INSERT INTO stuck SELECT repeat('x', 10000);",
+        );
+        let index = "SELECT indexrelid::regclass FROM pg_index JOIN pg_class c ON indrelid = c.reltoastrelid WHERE c.oid = 'stuck'::regclass";
+        let index = self.sql(postgres, "tars_home", index);
+        self.session(postgres, &format!("BEGIN; REINDEX INDEX {index};"))
+    }
+
+    /// A session that has done `commands` and stays open.
+    #[track_caller]
+    pub fn session(&self, postgres: &str, commands: &str) -> Session {
+        let args = ["exec", "-i", postgres, "psql", "-X", "-A", "-t", "-q", "-U", "tars", "-d", "tars_home"];
+        let mut command = self.command(&args);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        writeln!(stdin, "{commands}\nSELECT 'ready';").unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Session { child, stdin: Some(stdin) }
+    }
+
+    /// Waits until pg_dump waits for a lock: whatever comes before it is out.
+    #[track_caller]
+    pub fn until_dump_waits(&self, postgres: &str) {
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' AND wait_event_type = 'Lock'";
+        until("pg_dump waits for a lock", || self.sql(postgres, "tars_home", query).trim() == "1");
+    }
+
+    /// Fails unless pg_dump ends soon in the container, and the server still answers.
+    #[track_caller]
+    pub fn assert_dump_is_gone(&self, postgres: &str) {
+        let seen = || self.docker(&["exec", postgres, "pgrep", "-x", "pg_dump"]).code;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while seen() == 0 {
+            assert!(Instant::now() < deadline, "pg_dump still runs in the container");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(self.sql(postgres, "tars_home", "SELECT 1"), "1\n");
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.prefix.is_empty() {
+            return;
+        }
+        let filter = format!("name={}", self.prefix);
+        let list = |args: &[&str]| {
+            let d = self.docker(args);
+            d.stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        for id in list(&["ps", "-aq", "--filter", &filter, "--filter", "label=tars-lab"]) {
+            self.docker(&["rm", "-f", "-v", &id]);
+        }
+        for name in list(&["volume", "ls", "-q", "--filter", &filter, "--filter", "label=tars-lab"]) {
+            self.docker(&["volume", "rm", &name]);
+        }
+    }
+}
+
+/// An open database session; ends when it is dropped.
+pub struct Session {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // The end of its input ends psql, also in the container.
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// `type` and `container` of a source.
+pub fn source(kind: &str, container: &str, more: &str) -> String {
+    format!("type = {kind:?}\ncontainer = {container:?}\n{more}")
+}
+
+/// The run ended with status 2; `component` alone failed, for a reason that holds all of `reasons`, and says so in the
+/// log, in the summary and in the manifest. The backup is `state`.
+#[track_caller]
+pub fn assert_failed(home: &Home, done: Done, component: &str, reasons: &[&str], state: &str) -> Value {
+    let done = done.expect(2);
+    let manifest = home.manifest();
+    let error = manifest["details"][component]["error"].as_str().unwrap_or_default();
+    for reason in reasons {
+        assert!(error.contains(reason), "{reason:?} is not in {error:?}");
+    }
+    assert_eq!(manifest["failed_components"], serde_json::json!([component]));
+    assert_eq!(manifest["details"][component]["state"], "failed");
+    assert_eq!(manifest["details"][component]["members"], serde_json::json!([]));
+    assert_eq!(manifest["state"], state);
+    let log = format!("{component} failed: {error}");
+    assert!(done.stderr.contains(&log), "{log:?} is not in the log:\n{}", done.stderr);
+    let summary = format!("\n  {component}: {error}\n");
+    assert!(done.stderr.contains(&summary), "{summary:?} is not in the summary:\n{}", done.stderr);
+    assert!(done.stderr.contains(&format!("{}: {state}, ", home.only())), "{}", done.stderr);
+    home.assert_nothing_left();
+    manifest
+}
+
+/// An archive that lies anywhere, read to its last byte.
+#[track_caller]
+pub fn verify_deep(home: &Home) {
+    let archive = home.object(".tar.gz").display().to_string();
+    run(PROGRAM, &["verify", "--deep", &archive]).expect(0).says("good");
+    home.tars(&["verify", "--latest", "--deep"]).expect(0).says("every component read");
+}
+
+/// Runs the commands of the section `component` in RESTORE.md for another container. Returns what they said.
+#[track_caller]
+pub fn follow_the_guide(unpacked: &Path, component: &str, from: &str, to: &str) -> String {
+    let guide = std::fs::read_to_string(unpacked.join("RESTORE.md")).unwrap();
+    let section = guide.split(&format!("\n## {component}\n")).nth(1).unwrap();
+    let block = section.split("```").nth(1).unwrap();
+    let script = format!("cd '{}'\n{}", unpacked.display(), block.replace(from, to));
+    // Every single command must succeed, as a person would look at each.
+    let d = run("bash", &["-e", "-c", &script]);
+    assert_eq!(d.code, 0, "{script}\n{}{}", d.stdout, d.stderr);
+    d.stderr
+}

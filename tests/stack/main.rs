@@ -1,0 +1,13 @@
+//! PostgreSQL and Redis in a real Docker engine: odd data comes back whole, and whatever fails is said.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod engine;
+mod failures;
+mod lab;
+mod postgres;
+mod redis;
+mod secrets;
