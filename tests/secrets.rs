@@ -160,10 +160,13 @@ fn a_secret_that_is_also_a_name_in_the_manifest_fails_the_configuration() {
 
 #[test]
 fn a_secret_given_by_reference_reaches_the_program_and_no_output() {
-    for kind in ["file", "env"] {
+    for kind in ["file", "env", "credential"] {
         let home = Home::new();
         std::fs::write(home.path("secret"), format!("{DB_PASSWORD}\n")).unwrap();
-        let reference = if kind == "file" {
+        let reference = if kind == "credential" {
+            // As systemd hands one to a unit.
+            "{ credential = \"secret\" }".to_owned()
+        } else if kind == "file" {
             format!("{{ file = \"{}\" }}", home.at("secret"))
         } else {
             "{ env = \"MY_PW\" }".to_owned()
@@ -172,7 +175,9 @@ fn a_secret_given_by_reference_reaches_the_program_and_no_output() {
             "type = \"command\"\nsecret_env = \"PW\"\nsecret = {reference}\ncommand = [\"sh\", \"-c\", \"printf %s \\\"$PW\\\" | sha256sum; echo \\\"got $PW\\\" >&2; [ -e '{}' ]\"]",
             home.at("fail-not")
         );
-        let home = home.env("MY_PW", DB_PASSWORD).source("out", &lines).ready();
+        let credentials = home.root().display().to_string();
+        let home = home.env("MY_PW", DB_PASSWORD).env("CREDENTIALS_DIRECTORY", &credentials);
+        let home = home.source("out", &lines).ready();
         let failed = home.tars(&["backup"]).expect(1).says("got <REDACTED>");
         assert!(!failed.stderr.contains(DB_PASSWORD));
         std::fs::write(home.path("fail-not"), "").unwrap();

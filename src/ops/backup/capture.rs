@@ -1,0 +1,148 @@
+//! From sources into staging: several at a time, each on its own, none able to take the others down.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::{BackupPlan, Failure, Target, World, context, own_dirs};
+use crate::cancel::Interrupted;
+use crate::catalog;
+use crate::docker::{Docker, DockerError};
+use crate::progress::{Event, What};
+use crate::setup::Setup;
+use crate::source::{Capture, Configured, Context, SourceError};
+use crate::staging::Staging;
+use crate::units::{show_bytes, show_duration};
+
+/// A component after capture.
+pub(super) struct Captured<'a> {
+    pub configured: &'a Configured,
+    pub outcome: Result<Capture, Failure>,
+    pub took: Duration,
+}
+
+/// Facts of each component in the newest earlier backup of the tier.
+fn previous_facts(usable: &[&Target<'_>]) -> BTreeMap<String, Map<String, Value>> {
+    let mut facts = BTreeMap::new();
+    let Some(target) = usable.first() else { return facts };
+    let Ok(entries) = catalog::list(target.store(), &target.dir) else { return facts };
+    for entry in entries {
+        if let Ok(manifest) = entry.manifest {
+            for (name, component) in manifest.whole() {
+                facts.insert(name.to_owned(), component.facts.clone());
+            }
+        }
+    }
+    facts
+}
+
+pub(super) fn all<'a>(
+    setup: &Setup,
+    plan: &BackupPlan<'a>,
+    usable: &[&Target<'_>],
+    staging: &Staging,
+    docker: &Result<Docker, DockerError>,
+    world: &World<'_>,
+) -> Result<Vec<Captured<'a>>, Interrupted> {
+    world.monitor.phase("capturing", None);
+    let own_dirs = own_dirs(setup);
+    let compared = plan.selected.iter().any(|s| s.source.compares());
+    let previous = if compared { previous_facts(usable) } else { BTreeMap::new() };
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, Captured<'a>)>> = Mutex::new(Vec::new());
+    let workers = setup.agent.jobs.clamp(1, plan.selected.len().max(1));
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::SeqCst);
+                    let Some(configured) = plan.selected.get(index) else { return };
+                    let context =
+                        context(setup, world, docker, &own_dirs, previous.get(configured.name.as_str()));
+                    let captured = one(configured, &context, staging, world);
+                    if let Ok(mut done) = done.lock() {
+                        done.push((index, captured));
+                    }
+                }
+            });
+        }
+    });
+    world.cancel.check()?;
+    let mut done = done.into_inner().unwrap_or_default();
+    done.sort_by_key(|(index, _)| *index);
+    Ok(done.into_iter().map(|(_, c)| c).collect())
+}
+
+fn one<'a>(
+    configured: &'a Configured,
+    context: &Context<'_>,
+    staging: &Staging,
+    world: &World<'_>,
+) -> Captured<'a> {
+    let started = Instant::now();
+    let name = configured.name.as_str();
+    let event = |what, text: String| Event::new(what, text).component(name);
+    world
+        .monitor
+        .event(event(What::ComponentStarted, format!("Capturing {name}: {}", configured.source.method())));
+    // One broken component must not take the others down.
+    let attempt = catch_unwind(AssertUnwindSafe(|| -> Result<Capture, SourceError> {
+        let stage = staging.component(name)?;
+        configured.source.capture(context, &stage)
+    }));
+    let outcome = match attempt {
+        Ok(Ok(capture)) => Ok(capture),
+        Ok(Err(e)) => Err(Failure::of(&e, world)),
+        Err(_) => Err(Failure::text("internal error: the capture panicked; please report it")),
+    };
+    match &outcome {
+        Ok(capture) => {
+            for warning in &capture.warnings {
+                world.monitor.event(event(What::Warning, world.vault.scrub(&format!("{name}: {warning}"))));
+            }
+            if let Some(why) = &capture.incomplete {
+                let text = world.vault.scrub(&format!("{name} is incomplete: {why}"));
+                world.monitor.event(event(What::ComponentFailed, text).took(started));
+            } else {
+                let stored = capture.staged.iter().map(|s| s.bytes).sum();
+                let text = format!(
+                    "Captured {name}: {} read, {} stored, {}",
+                    show_bytes(capture.bytes_in),
+                    show_bytes(stored),
+                    show_duration(started.elapsed())
+                );
+                world.monitor.event(event(What::ComponentCaptured, text).bytes(stored).took(started));
+            }
+        }
+        Err(_) if world.cancel.check().is_err() => {}
+        Err(failure) => {
+            let text = format!("{name} failed: {}{}", failure.error, failure.hint_text());
+            world.monitor.event(event(What::ComponentFailed, text).took(started));
+        }
+    }
+    Captured { configured, outcome, took: started.elapsed() }
+}
+
+/// Two components that would write one file of the archive: the second one fails.
+pub(super) fn refuse_shared_members(captured: &mut [Captured<'_>], world: &World<'_>) {
+    let mut owners: BTreeMap<String, String> = BTreeMap::new();
+    for c in captured {
+        let name = c.configured.name.to_string();
+        let Ok(capture) = &c.outcome else { continue };
+        let clash =
+            capture.staged.iter().find_map(|s| owners.get(&s.member).map(|o| (s.member.clone(), o.clone())));
+        match clash {
+            Some((member, owner)) => {
+                let error = format!("its file {member} is also one of {owner}: give the source another name");
+                let text = format!("{name} failed: {error}");
+                world.monitor.event(Event::new(What::ComponentFailed, text).component(&name));
+                c.outcome = Err(Failure::text(error));
+            }
+            None => owners.extend(capture.staged.iter().map(|s| (s.member.clone(), name.clone()))),
+        }
+    }
+}

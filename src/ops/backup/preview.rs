@@ -1,0 +1,95 @@
+//! What a run would do, found out without writing anything.
+
+use serde::Serialize;
+
+use super::{BackupPlan, Failure, TargetStore, World, connect, context, own_dirs};
+use crate::cancel::Interrupted;
+use crate::setup::Setup;
+use crate::source::SourceError;
+use crate::store::{self, Store, StoreError};
+
+/// The plan of a run, and what would fail.
+#[derive(Debug, Serialize)]
+pub struct Preview {
+    pub tier: String,
+    pub components: Vec<PreviewComponent>,
+    pub stores: Vec<PreviewStore>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PreviewComponent {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub critical: bool,
+    pub method: String,
+    /// Bytes to be read, where that is cheap to know.
+    pub bytes_in: Option<u64>,
+    pub error: Option<String>,
+    pub hint: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PreviewStore {
+    pub name: String,
+    pub location: String,
+    pub path: String,
+    pub free_bytes: Option<u64>,
+    pub error: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl Preview {
+    /// Whether a run has a chance to be complete.
+    pub fn is_ready(&self) -> bool {
+        self.components.iter().all(|c| c.error.is_none()) && self.stores.iter().all(|s| s.error.is_none())
+    }
+}
+
+pub fn preview(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Result<Preview, Interrupted> {
+    let docker = connect(setup, plan, world)?;
+    let own_dirs = own_dirs(setup);
+    let mut components = Vec::new();
+    for s in &plan.selected {
+        let context = context(setup, world, &docker, &own_dirs, None);
+        let (bytes_in, failure) = match s.source.probe(&context) {
+            Ok(bytes) => (bytes, None),
+            Err(SourceError::Interrupted(i)) => return Err(i),
+            Err(e) => (None, Some(Failure::of(&e, world))),
+        };
+        let (error, hint) = Failure::split(failure);
+        components.push(PreviewComponent {
+            name: s.name.to_string(),
+            kind: s.kind,
+            critical: s.critical,
+            method: s.source.method(),
+            bytes_in,
+            error,
+            hint,
+        });
+    }
+    let mut stores = Vec::new();
+    for target in &plan.targets {
+        let looked = match &target.store {
+            TargetStore::Configured(s) => {
+                store::check_marker(*s, world.owner, world.cancel).and_then(|()| s.free_bytes())
+            }
+            TargetStore::Directory(s) => Ok(s.free_bytes().unwrap_or(None)),
+        };
+        let (free_bytes, failure) = match looked {
+            Ok(free) => (free, None),
+            Err(StoreError::Interrupted(i)) => return Err(i),
+            Err(e) => (None, Some(Failure::of(&e, world))),
+        };
+        let (error, hint) = Failure::split(failure);
+        stores.push(PreviewStore {
+            name: target.store().name().to_owned(),
+            location: target.store().location(),
+            path: target.dir.clone(),
+            free_bytes,
+            error,
+            hint,
+        });
+    }
+    Ok(Preview { tier: plan.tier.name.to_string(), components, stores })
+}
