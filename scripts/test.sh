@@ -29,6 +29,9 @@ tests/lab/engine.sh up
 lab_engine
 tests/lab/images.sh all
 
+cargo fmt --check
+cargo clippy --locked --all-targets --quiet -- -D warnings
+
 scripts/deb.sh | tee "$LAB_DIR/log/deb.log"
 TARS_BACKUP_DEB=$(tail -n 1 "$LAB_DIR/log/deb.log")
 export TARS_BACKUP_DEB

@@ -49,10 +49,13 @@ impl Notify {
         self.extend();
     }
 
-    /// A new phase is progress, too.
+    /// A new phase by itself is no progress, and buys no time; only a source that may be silent for longer than the
+    /// unit waits gets it before its silence begins.
     pub fn phase(&self, text: &str) {
         self.status(text);
-        self.extend();
+        if self.extension() > EXTEND {
+            self.extend();
+        }
     }
 
     fn extend(&self) {

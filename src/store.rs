@@ -128,6 +128,11 @@ pub trait Store: Send + Sync {
     /// The same in one spelling: two stores at one place are seen by it.
     fn place(&self) -> String;
 
+    /// Its directory on this machine, where it is one: no source takes the backups along.
+    fn local_root(&self) -> Option<&Path> {
+        None
+    }
+
     /// Whether it is there at all: mounted, answering, in bounded time.
     fn reach(&self, cancel: &Cancel) -> Result<(), StoreError>;
 

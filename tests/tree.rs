@@ -330,7 +330,7 @@ fn our_own_directories_and_excluded_names_stay_out() {
     let home = Home::new();
     let root = home.root().display().to_string();
     let lines = format!(
-        "type = \"directory\"\npath = \"{root}\"\nexclude = [\"*.tmp\", \"/cache/**\", \"deep/skip\", \"store\"]"
+        "type = \"directory\"\npath = \"{root}\"\nexclude = [\"*.tmp\", \"/cache/**\", \"deep/skip\"]"
     );
     for (name, text) in [("x.tmp", "1"), ("keep.txt", "2")] {
         std::fs::write(home.path(name), text).unwrap();
@@ -343,6 +343,12 @@ fn our_own_directories_and_excluded_names_stay_out() {
     let home = home.source("documents", &lines).ready();
     home.backup(0);
     let listing = sh(&format!("tar -tzf '{}'", home.unpack("out").join("documents.tar.gz").display()));
+    // A directory named on the command line is no place to read from either.
+    home.tars(&["backup", "--output-dir", &home.at("stick")]).expect(0);
+    home.tars(&["backup", "--output-dir", &home.at("stick")]).expect(0);
+    let second = sh(&format!("ls '{}'/*.tar.gz | tail -n 1", home.at("stick")));
+    let inside = sh(&format!("tar -xzOf {} --wildcards '*/documents.tar.gz' | tar -tzf -", second.trim()));
+    assert!(!inside.contains("./stick"), "{inside}");
     for absent in ["tmp", "./cache/sub", "skip", "./state/", "./run/", "./store"] {
         assert!(!listing.lines().any(|l| l.contains(absent)), "{absent} in\n{listing}");
     }

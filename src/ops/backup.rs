@@ -345,8 +345,12 @@ fn connect(
     }
 }
 
-fn own_dirs(setup: &Setup) -> Vec<PathBuf> {
-    setup.agent.own_dirs().into_iter().map(std::path::Path::to_owned).collect()
+/// Directories that no source captures: ours, and those of the stores, or each backup would hold all earlier ones.
+fn own_dirs(setup: &Setup, plan: &BackupPlan<'_>) -> Vec<PathBuf> {
+    let ours = setup.agent.own_dirs().into_iter();
+    let stores = setup.stores.iter().filter_map(|s| s.local_root());
+    let targets = plan.targets.iter().filter_map(|t| t.store().local_root());
+    ours.chain(stores).chain(targets).map(std::path::Path::to_owned).collect()
 }
 
 fn context<'a>(

@@ -10,7 +10,6 @@ use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
 use super::{Object, Put, Store, StoreError};
-use crate::archive::compress::free_bytes;
 use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::mounts;
@@ -168,6 +167,10 @@ impl Store for FsStore {
         real.display().to_string()
     }
 
+    fn local_root(&self) -> Option<&Path> {
+        Some(&self.root)
+    }
+
     fn reach(&self, cancel: &Cancel) -> Result<(), StoreError> {
         self.check_mount(&self.root, cancel)
     }
@@ -285,7 +288,10 @@ impl Store for FsStore {
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        free_bytes(&self.root).map(Some).map_err(|e| self.error("look at the free space of", "/", e))
+        let fail = |e: Errno| self.error("look at the free space of", "/", e.into());
+        let stat = rustix::fs::statvfs(&self.root).map_err(fail)?;
+        // Some network mounts do not know their size and say 0: that is no full disk.
+        Ok((stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
 }
 

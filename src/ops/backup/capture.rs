@@ -49,7 +49,7 @@ pub(super) fn all<'a>(
     world: &World<'_>,
 ) -> Result<Vec<Captured<'a>>, Interrupted> {
     world.monitor.phase("capturing", None);
-    let own_dirs = own_dirs(setup);
+    let own_dirs = own_dirs(setup, plan);
     let compared = plan.selected.iter().any(|s| s.source.compares());
     let previous = if compared { previous_facts(usable) } else { BTreeMap::new() };
     let next = AtomicUsize::new(0);

@@ -48,7 +48,7 @@ impl Preview {
 
 pub fn preview(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Result<Preview, Interrupted> {
     let docker = connect(setup, plan, world)?;
-    let own_dirs = own_dirs(setup);
+    let own_dirs = own_dirs(setup, plan);
     let mut components = Vec::new();
     for s in &plan.selected {
         let context = context(setup, world, &docker, &own_dirs, None);
