@@ -5,6 +5,7 @@ mod args;
 mod backup;
 mod config;
 mod inspect;
+mod manual;
 mod session;
 mod store;
 
@@ -61,8 +62,7 @@ fn completions(shell: clap_complete::Shell) -> Result<Exit, Failed> {
 }
 
 fn man() -> Result<Exit, Failed> {
-    let mut text = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut text).map_err(Failed::output)?;
-    std::io::stdout().write_all(&text).map_err(Failed::output)?;
+    let page = manual::render().map_err(Failed::output)?;
+    std::io::stdout().write_all(&page).map_err(Failed::output)?;
     Ok(Exit::Ok)
 }

@@ -411,3 +411,15 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     home.backup(0);
     sh(&format!("'{}' --config '{}' show --latest | true", support::PROGRAM, home.at("config.toml")));
 }
+
+#[test]
+fn the_manual_and_the_completions_know_every_command_and_option() {
+    let page = run(support::PROGRAM, &["man"]).expect(0).stdout;
+    for word in ["TARS-BACKUP BACKUP", "TARS-BACKUP STORE INIT", "output\\-dir", "deep", "wait"] {
+        assert!(page.contains(word), "{word} is not in the manual");
+    }
+    assert!(!page.contains("probe"), "a hidden command is in the manual");
+    for shell in ["bash", "zsh", "fish"] {
+        run(support::PROGRAM, &["completions", shell]).expect(0).says("output-dir");
+    }
+}

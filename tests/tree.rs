@@ -54,6 +54,7 @@ fn make_odd(root: &Path) {
     sh(&format!("setfattr -n user.colour -v 'rot=1%' '{}'", at("plain").display()));
     sh(&format!("setfattr -n user.dir -v x '{}'", at("sub").display()));
     sh(&format!("setfacl -m u:4242:rw '{}'", at("plain").display()));
+    sh(&format!("setfacl -d -m g:77:rx '{}'", at("sub").display()));
     // Holes at the begin, in the middle and at the end; one file that is only a hole.
     sh(&format!(
         "f='{0}'; printf head | dd of=\"$f\" bs=1 seek=3000000 conv=notrunc status=none; \
@@ -117,6 +118,14 @@ fn an_odd_tree_comes_back_with_stock_tar() {
     );
     assert_eq!(
         sh(&format!("cd '{}' && getfacl -np plain sub", back.display())),
+        sh(&format!("cd '{}' && getfacl -np plain sub", docs(&home).display()))
+    );
+    // The same by --acls alone, which many people type.
+    let acls = home.path("acls");
+    std::fs::create_dir(&acls).unwrap();
+    sh(&format!("tar --acls --numeric-owner -xpzf '{}' -C '{}'", archive.display(), acls.display()));
+    assert_eq!(
+        sh(&format!("cd '{}' && getfacl -np plain sub", acls.display())),
         sh(&format!("cd '{}' && getfacl -np plain sub", docs(&home).display()))
     );
 }

@@ -131,6 +131,12 @@ impl<W: Write> TarWriter<W> {
                 }
             }
             record(&mut pax, &keyword, value);
+            // GNU tar restores access lists from text (--acls); the raw attribute needs --xattrs-include.
+            if let Some(kind) = key.strip_prefix(b"system.posix_acl_")
+                && let Some(text) = acl_text(value)
+            {
+                record(&mut pax, &[b"SCHILY.acl.", kind].concat(), text.as_bytes());
+            }
         }
         header.set_entry_type(match meta.kind {
             Kind::File => tar::EntryType::Regular,
@@ -235,6 +241,33 @@ fn mtime_text(seconds: i64, nanos: u32) -> String {
     format!("{sign}{whole}.{:09}", 1_000_000_000 - nanos)
 }
 
+/// A kernel access list (version 2, then entries of tag, permissions and id) as `user::rw-,user:1000:r--,…`. None for
+/// anything else.
+fn acl_text(value: &[u8]) -> Option<String> {
+    let (version, entries) = value.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*version) != 2 || entries.len() % 8 != 0 {
+        return None;
+    }
+    let mut parts = Vec::new();
+    for e in entries.chunks_exact(8) {
+        let tag = u16::from_le_bytes([e[0], e[1]]);
+        let perm = u16::from_le_bytes([e[2], e[3]]);
+        let id = u32::from_le_bytes([e[4], e[5], e[6], e[7]]);
+        let who = match tag {
+            0x01 => "user:".to_owned(),
+            0x02 => format!("user:{id}"),
+            0x04 => "group:".to_owned(),
+            0x08 => format!("group:{id}"),
+            0x10 => "mask:".to_owned(),
+            0x20 => "other:".to_owned(),
+            _ => return None,
+        };
+        let bit = |mask, letter| if perm & mask != 0 { letter } else { '-' };
+        parts.push(format!("{who}:{}{}{}", bit(4, 'r'), bit(2, 'w'), bit(1, 'x')));
+    }
+    Some(parts.join(","))
+}
+
 /// `"<length> <keyword>=<value>\n"`, where the length counts itself.
 fn record(pax: &mut Vec<u8>, keyword: &[u8], value: &[u8]) {
     let rest = keyword.len() + value.len() + 3;
@@ -263,6 +296,28 @@ mod tests {
             let (length, _) = text.split_once(' ').unwrap();
             assert_eq!(length.parse::<usize>().unwrap(), pax.len(), "{n}");
         }
+    }
+
+    #[test]
+    fn an_access_list_reads_as_getfacl_writes_it() {
+        let entry = |tag: u16, perm: u16, id: u32| {
+            [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat()
+        };
+        let list = [
+            2u32.to_le_bytes().to_vec(),
+            entry(1, 6, u32::MAX),
+            entry(2, 7, 4242),
+            entry(4, 4, u32::MAX),
+            entry(0x10, 7, u32::MAX),
+            entry(0x20, 0, u32::MAX),
+        ]
+        .concat();
+        assert_eq!(
+            acl_text(&list).as_deref(),
+            Some("user::rw-,user:4242:rwx,group::r--,mask::rwx,other::---")
+        );
+        assert_eq!(acl_text(&list[..list.len() - 1]), None);
+        assert_eq!(acl_text(b""), None);
     }
 
     #[test]
