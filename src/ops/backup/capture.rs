@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -53,28 +52,34 @@ pub(super) fn all<'a>(
     let compared = plan.selected.iter().any(|s| s.source.compares());
     let previous = if compared { previous_facts(usable) } else { BTreeMap::new() };
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, Captured<'a>)>> = Mutex::new(Vec::new());
     let workers = setup.agent.jobs.clamp(1, plan.selected.len().max(1));
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::SeqCst);
-                    let Some(configured) = plan.selected.get(index) else { return };
-                    let context =
-                        context(setup, world, docker, &own_dirs, previous.get(configured.name.as_str()));
-                    let captured = one(configured, &context, staging, world);
-                    if let Ok(mut done) = done.lock() {
-                        done.push((index, captured));
-                    }
-                }
-            });
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::SeqCst);
+            let Some(configured) = plan.selected.get(index) else { return done };
+            let previous = previous.get(configured.name.as_str());
+            let context = context(setup, world, docker, &own_dirs, previous);
+            done.push((index, one(configured, &context, staging, world)));
         }
+    };
+    let mut done: BTreeMap<usize, Captured<'a>> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        running.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect()
     });
     world.cancel.check()?;
-    let mut done = done.into_inner().unwrap_or_default();
-    done.sort_by_key(|(index, _)| *index);
-    Ok(done.into_iter().map(|(_, c)| c).collect())
+    // Whatever was asked for has an outcome: one that got lost with its thread has failed, it is not left out.
+    let lost = || Err(Failure::text("internal error: the capture ended without a result; please report it"));
+    let selected = plan.selected.iter().enumerate();
+    Ok(selected
+        .map(|(index, configured)| {
+            done.remove(&index).unwrap_or_else(|| Captured {
+                configured,
+                outcome: lost(),
+                took: Duration::ZERO,
+            })
+        })
+        .collect())
 }
 
 fn one<'a>(
