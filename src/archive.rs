@@ -2,6 +2,7 @@
 //! dropped unfinished leaves something that does not read as whole.
 
 pub mod compress;
+pub mod engine_tree;
 pub mod gzip;
 pub mod layout;
 pub mod pack;

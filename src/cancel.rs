@@ -29,6 +29,16 @@ impl Cancel {
         self.token.cancel();
     }
 
+    /// A flag that is also raised when this one is; raising it leaves this one alone.
+    pub fn child(&self) -> Self {
+        Self { token: self.token.child_token(), signal: self.signal.clone() }
+    }
+
+    /// Raises the flag without a signal: a part of the run is to end, not the run.
+    pub fn stop(&self) {
+        self.token.cancel();
+    }
+
     pub fn signal(&self) -> Option<Signal> {
         match self.signal.load(Ordering::SeqCst) {
             1 => Some(Signal::Interrupt),

@@ -6,6 +6,7 @@ mod backup;
 mod config;
 mod inspect;
 mod manual;
+mod recover;
 mod session;
 mod store;
 
@@ -34,6 +35,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Show(a) => inspect::show(&cli.global, a, sink),
         Command::Verify(a) => inspect::verify(&cli.global, a, sink),
         Command::Extract(a) => inspect::extract(&cli.global, a, sink),
+        Command::Recover => recover::run(&cli.global, sink),
+        Command::Guardian(a) => recover::guardian(&cli.global, a, sink),
         Command::Store(a) => store::run(&cli.global, a, sink),
         Command::Config(a) => config::run(&cli.global, a),
         Command::Completions { shell } => completions(*shell),

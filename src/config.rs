@@ -8,7 +8,7 @@ mod schema;
 mod section;
 mod tiers;
 
-pub use agent::{Agent, Archive, DockerSettings, Method, Places};
+pub use agent::{Agent, Archive, Dirs, DockerSettings, Method, Places};
 pub use doc::{Doc, Place};
 pub use schema::json_schema;
 pub(crate) use section::nearest;

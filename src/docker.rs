@@ -1,9 +1,14 @@
 //! Our few words over the Docker engine. Calls block; each has a deadline and ends when the run is cancelled.
 
+mod acts;
 mod client;
 mod containers;
 mod exec;
+pub mod hold;
+mod place;
 
+pub use acts::Fate;
 pub use client::{Docker, DockerError};
-pub use containers::{Container, DataAt, Selector};
+pub use containers::{Container, Selector};
 pub use exec::{Exec, Limits, Output};
+pub use place::{Devices, Place, Seat};

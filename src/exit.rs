@@ -60,13 +60,15 @@ pub struct Verdict {
     pub all_captured: bool,
     /// Every store of the tier has it.
     pub all_delivered: bool,
+    /// Every container that was held runs again.
+    pub all_released: bool,
 }
 
 impl From<Verdict> for Exit {
     fn from(v: Verdict) -> Self {
         match v {
             Verdict { committed: false, .. } => Self::Failed,
-            Verdict { all_captured: true, all_delivered: true, .. } => Self::Ok,
+            Verdict { all_captured: true, all_delivered: true, all_released: true, .. } => Self::Ok,
             _ => Self::Partial,
         }
     }
@@ -78,10 +80,14 @@ mod tests {
 
     #[test]
     fn only_a_whole_backup_in_every_store_is_ok() {
-        for bits in 0..8u8 {
-            let v =
-                Verdict { committed: bits & 1 > 0, all_captured: bits & 2 > 0, all_delivered: bits & 4 > 0 };
-            let want = match (v.committed, v.all_captured && v.all_delivered) {
+        for bits in 0..16u8 {
+            let v = Verdict {
+                committed: bits & 1 > 0,
+                all_captured: bits & 2 > 0,
+                all_delivered: bits & 4 > 0,
+                all_released: bits & 8 > 0,
+            };
+            let want = match (v.committed, v.all_captured && v.all_delivered && v.all_released) {
                 (false, _) => 1,
                 (true, true) => 0,
                 (true, false) => 2,

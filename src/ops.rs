@@ -4,6 +4,7 @@ pub mod backup;
 pub mod extract;
 pub mod find;
 pub mod list;
+pub mod recover;
 pub mod verify;
 
 use std::path::Path;

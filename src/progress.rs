@@ -20,6 +20,9 @@ pub enum What {
     VerifyGood,
     VerifyBad,
     LeftoverRemoved,
+    ContainerHeld,
+    ContainerReleased,
+    ContainerLeft,
     StoreInitialised,
     Waiting,
 }
@@ -41,6 +44,9 @@ impl What {
             Self::VerifyGood => "verify.good",
             Self::VerifyBad => "verify.bad",
             Self::LeftoverRemoved => "leftover.removed",
+            Self::ContainerHeld => "container.held",
+            Self::ContainerReleased => "container.released",
+            Self::ContainerLeft => "container.left",
             Self::StoreInitialised => "store.initialised",
             Self::Waiting => "lock.waiting",
         }
@@ -48,7 +54,11 @@ impl What {
 
     pub fn level(self) -> Level {
         match self {
-            Self::ComponentFailed | Self::StoreFailed | Self::RunFailed | Self::VerifyBad => Level::Error,
+            Self::ComponentFailed
+            | Self::StoreFailed
+            | Self::RunFailed
+            | Self::VerifyBad
+            | Self::ContainerLeft => Level::Error,
             Self::Warning | Self::LeftoverRemoved => Level::Warn,
             _ => Level::Info,
         }

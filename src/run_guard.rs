@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::cancel::{Cancel, Interrupted};
 use crate::hint::Hint;
 use crate::progress::{Event, Monitor, What};
-use crate::staging::{Staging, make_private};
+use crate::staging::make_private;
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
@@ -20,12 +20,6 @@ pub enum GuardError {
     Busy { holder: String },
     #[error("cannot use the lock file {path}")]
     Unusable {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("cannot clear what a killed run left in {path}")]
-    Sweep {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -108,19 +102,6 @@ impl RunGuard {
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(unusable)?;
         Ok(Self { _lock: file })
-    }
-
-    /// Undoes what a killed run left. Only the holder of the lock may: whatever is there belongs to nobody alive.
-    pub fn recover(&self, staging_root: &Path, monitor: &dyn Monitor) -> Result<(), GuardError> {
-        let left = Staging::sweep(staging_root)
-            .map_err(|source| GuardError::Sweep { path: staging_root.to_owned(), source })?;
-        for name in left {
-            monitor.event(Event::new(
-                What::LeftoverRemoved,
-                format!("Removed what a killed run left in staging: {name}"),
-            ));
-        }
-        Ok(())
     }
 }
 

@@ -61,6 +61,15 @@ pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup,
     Ok(Setup { agent, archive, docker, sources, stores, tiers, keys: survey.keys, files: doc.files.clone() })
 }
 
+/// The settings of the agent, read past everything that is wrong elsewhere: for clearing up after a killed run.
+pub fn agent_alone(files: &[(PathBuf, String)], machine: &Machine<'_>) -> (Agent, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let doc = Doc::parse(files, &mut problems);
+    let survey = Rc::new(RefCell::new(Survey { problems, keys: Vec::new() }));
+    let agent = Agent::read(&Section::root(&doc, survey.clone()), &machine.places, machine.cores);
+    (agent, survey.take().problems)
+}
+
 impl Setup {
     pub fn tier(&self, name: &str) -> Option<&Tier> {
         self.tiers.iter().find(|t| t.name.as_str() == name)

@@ -4,9 +4,11 @@
 mod command;
 mod config_files;
 mod directory;
+mod ollama;
 mod postgres;
 mod redis;
 mod sqlite;
+mod volume;
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,9 +18,10 @@ use serde_json::{Map, Value};
 use tokio::runtime::Handle;
 
 use crate::archive::compress::Staged;
-use crate::archive::tree::TreeError;
+use crate::archive::tree::{Exclude, TreeError, TreeReport};
 use crate::cancel::{Cancel, Interrupted};
 use crate::config::Section;
+use crate::docker::hold::{HoldError, Holds, InUse};
 use crate::docker::{Container, Docker, DockerError, Limits, Selector};
 use crate::hint::Hint;
 use crate::id::Name;
@@ -37,13 +40,20 @@ const KINDS: &[(&str, Kind)] = &[
     ("config_files", config_files::KIND),
     ("postgres", postgres::KIND),
     ("redis", redis::KIND),
+    ("volume", volume::KIND),
+    (MODELS, ollama::KIND),
 ];
+
+/// The kind that `--include-models` adds.
+pub const MODELS: &str = "ollama";
 
 /// What the rest of the program knows about a kind.
 #[derive(Clone, Copy)]
 pub struct Kind {
     /// Without it a backup is partial, unless the configuration says otherwise.
     critical: bool,
+    /// Part of tiers whose components are "default", unless the configuration says otherwise.
+    on_by_default: bool,
     /// Asks the table of a source for everything that it may hold.
     read: fn(&Name, &Section<'_>, Limits) -> Box<dyn Source>,
     /// Reads one stored member of this kind and compares it with the facts.
@@ -79,6 +89,8 @@ pub struct Context<'a> {
     pub monitor: &'a dyn Monitor,
     pub runtime: &'a Handle,
     pub docker: Result<&'a Docker, DockerError>,
+    /// Containers that are kept from writing, and those that are in use.
+    pub holds: &'a Holds<'a>,
     pub vault: &'a Vault,
     /// Our own configuration, which belongs to the configuration of the stack.
     pub config_files: &'a [PathBuf],
@@ -93,6 +105,17 @@ pub struct Context<'a> {
 impl Context<'_> {
     pub fn docker(&self) -> Result<&Docker, SourceError> {
         self.docker.clone().map_err(SourceError::Docker)
+    }
+
+    /// A container to run commands in: nobody holds it while the first part of the result lives.
+    fn running(&self, selector: &Selector) -> Result<(InUse<'_>, Container), SourceError> {
+        let docker = self.docker()?;
+        let found = docker.find(selector)?;
+        let in_use = self.holds.in_use(&found.id, self.cancel)?;
+        // It may have been held, and so looked different, until now.
+        let container = docker.find(selector)?;
+        container.must_run()?;
+        Ok((in_use, container))
     }
 }
 
@@ -110,6 +133,8 @@ pub struct Capture {
     pub facts: Map<String, Value>,
     /// Docker volumes that the data came from.
     pub volumes: Vec<String>,
+    /// For how long containers were held.
+    pub paused: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +147,8 @@ pub enum SourceError {
     Process(ProcessError),
     #[error(transparent)]
     Tree(TreeError),
+    #[error(transparent)]
+    Hold(HoldError),
     #[error(transparent)]
     Staging(#[from] StagingError),
     #[error(transparent)]
@@ -172,15 +199,15 @@ impl From<MountError> for SourceError {
 }
 
 impl SourceError {
-    fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Bad { what: what.into(), why: why.into(), hint: None }
     }
 
-    fn hinted(what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn hinted(what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Bad { what: what.into(), why: why.into(), hint: Some(hint.into()) }
     }
 
-    fn write(member: &str) -> impl FnOnce(io::Error) -> Self + '_ {
+    pub(crate) fn write(member: &str) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::Write { member: member.to_owned(), source }
     }
 }
@@ -191,6 +218,7 @@ impl Hint for SourceError {
             Self::Docker(e) => e.hint(),
             Self::Process(e) => e.hint(),
             Self::Tree(e) => e.hint(),
+            Self::Hold(e) => e.hint(),
             Self::Staging(e) => e.hint(),
             Self::Secret(e) => e.hint(),
             Self::Mount(e) => e.hint(),
@@ -256,7 +284,8 @@ fn read_one(name: &Name, s: &Section<'_>) -> Option<Configured> {
 
 fn read_as(name: &Name, s: &Section<'_>, kind_name: &'static str, kind: &Kind) -> Configured {
     let critical = s.flag("critical", kind.critical, "Without it a backup is partial, not only degraded");
-    let on_by_default = s.flag("on_by_default", true, "Part of tiers whose components are \"default\"");
+    let on_by_default =
+        s.flag("on_by_default", kind.on_by_default, "Part of tiers whose components are \"default\"");
     let limits = Limits {
         total: s.duration_or("timeout", Duration::from_secs(6 * 3600), "Longest time for the whole capture"),
         idle: s.duration_or("idle_timeout", Duration::from_secs(300), "Longest time without any progress"),
@@ -341,8 +370,37 @@ fn selector(name: &Name, s: &Section<'_>) -> Selector {
     }
 }
 
+/// What a source leaves out.
+pub(crate) fn exclude(s: &Section<'_>) -> Exclude {
+    let patterns = s.texts(
+        "exclude",
+        "Patterns to leave out: a name at any depth (*.tmp), or a path from the directory (cache/**)",
+    );
+    Exclude::new(&patterns).unwrap_or_else(|(pattern, why)| {
+        s.problem("exclude", format!("{pattern:?} is not a pattern: {why}"), None);
+        Exclude::default()
+    })
+}
+
+/// What a tree holds, for the manifest.
+fn tree_facts(report: &TreeReport) -> Map<String, Value> {
+    let mut facts = Map::new();
+    for (key, value) in [
+        ("files", report.files),
+        ("directories", report.directories),
+        ("symlinks", report.symlinks),
+        ("hardlinks", report.hardlinks),
+        ("fifos", report.fifos),
+        ("bytes", report.bytes),
+        ("entries", report.entries),
+    ] {
+        facts.insert(key.into(), value.into());
+    }
+    facts
+}
+
 /// A word for a POSIX shell.
-fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

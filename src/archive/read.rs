@@ -5,7 +5,8 @@ use std::io::{self, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-use crate::format::tarwalk::{self, Body, Entry, Kind, TarError, TarFacts};
+use super::tree::Watch;
+use crate::format::tarwalk::{self, Body, Entry, Extent, Kind, TarError, TarFacts};
 
 /// A member's name without the suffix of its compression, and how to read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,33 @@ pub fn walk_archive<E: From<TarError>>(
 /// Reads a tar to its end; returns the number of its entries.
 pub fn walk_tar(tar: impl Read) -> Result<u64, TarError> {
     tarwalk::walk(tar, |_, _| Ok::<(), TarError>(())).map(|facts| facts.entries)
+}
+
+/// The same; `watch` sees every file as it was when the tar was written.
+pub fn walk_tar_watched(tar: impl Read, watch: &mut dyn Watch) -> Result<u64, TarError> {
+    let mut buffer = vec![0; 1 << 20];
+    tarwalk::walk(tar, |entry, body| {
+        if entry.kind != Kind::Regular {
+            return Ok(());
+        }
+        let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
+        watch.file(path, entry.size);
+        let whole = [Extent { offset: 0, bytes: entry.size }];
+        for extent in entry.extents.as_deref().unwrap_or(&whole) {
+            let mut done = 0;
+            while done < extent.bytes {
+                let most = usize::try_from(extent.bytes - done).unwrap_or(usize::MAX).min(buffer.len());
+                let n = body
+                    .read(&mut buffer[..most])
+                    .map_err(|source| TarError::Read { offset: extent.offset + done, source })?;
+                watch.data(extent.offset + done, &buffer[..n]);
+                done += n as u64;
+            }
+        }
+        watch.end(true);
+        Ok(())
+    })
+    .map(|facts| facts.entries)
 }
 
 /// Hands the one regular file of a tar to `take`; the tar is still read to its end.

@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -61,7 +61,7 @@ impl Exclude {
         &self.patterns
     }
 
-    fn hides(&self, relative: &[u8]) -> bool {
+    pub(super) fn hides(&self, relative: &[u8]) -> bool {
         !self.set.is_empty() && self.set.is_match(Path::new(std::ffi::OsStr::from_bytes(relative)))
     }
 }
@@ -80,6 +80,10 @@ pub enum TreeError {
         #[source]
         source: io::Error,
     },
+    #[error("a link in {path} leads out of the volume or directory that it lies in")]
+    Outside { path: PathBuf },
+    #[error("what the engine sends of {path} cannot be used: {why}")]
+    Foreign { path: PathBuf, why: String },
     #[error("{path} is empty")]
     Empty { path: PathBuf },
     #[error("another file system is mounted at {path}")]
@@ -120,7 +124,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, path: &[u8], detail: Option<&str>) {
+    pub(super) fn add(&mut self, path: &[u8], detail: Option<&str>) {
         self.count += 1;
         if self.names.len() < LISTED {
             let shown = show_name(path);
@@ -175,15 +179,35 @@ impl TreeReport {
     }
 }
 
+/// Sees the bytes of every regular file on their way into the tar, so that what is said of a copy is true of the copy.
+pub trait Watch {
+    /// A file begins; `path` is relative to the root.
+    fn file(&mut self, path: &[u8], size: u64);
+    /// Data of it, in order; what lies between two pieces is a hole.
+    fn data(&mut self, offset: u64, bytes: &[u8]);
+    /// It is over; `whole` unless it changed or could not be read to its end.
+    fn end(&mut self, whole: bool);
+}
+
+/// Nobody looks.
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn file(&mut self, _: &[u8], _: u64) {}
+    fn data(&mut self, _: u64, _: &[u8]) {}
+    fn end(&mut self, _: bool) {}
+}
+
 /// Writes the tree at `root` as entries `./…`, its own entry first.
 pub fn pack<W: Write>(
     root: &Path,
     rules: &TreeRules,
     tar: &mut TarWriter<W>,
+    watch: &mut dyn Watch,
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<TreeReport, TreeError> {
-    let mut packer = Packer { tar, links: HashMap::new(), buffer: vec![0; 1 << 20], cancel, monitor };
+    let mut packer = Packer { tar, links: HashMap::new(), buffer: vec![0; 1 << 20], watch, cancel, monitor };
     walk(root, rules, cancel, &mut packer)
 }
 
@@ -220,6 +244,54 @@ trait Visit {
     fn entries(&self) -> u64;
 }
 
+fn root_error(path: &Path, e: Errno) -> TreeError {
+    let path = path.to_owned();
+    match e {
+        Errno::NOENT => TreeError::NoRoot { path },
+        Errno::NOTDIR => TreeError::NotADirectory { path },
+        Errno::XDEV | Errno::LOOP => TreeError::Outside { path },
+        e => TreeError::Root { path, source: e.into() },
+    }
+}
+
+/// A directory that is open, and can be read by a path that stays valid while this lives.
+pub struct Opened {
+    path: PathBuf,
+    _fd: OwnedFd,
+}
+
+impl Opened {
+    /// `path` as a process sees it whose root directory is `root`: its absolute links mean that root.
+    pub fn below_root(root: &Path, path: &Path) -> Result<Self, TreeError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| root_error(root, e))?;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let fd =
+            rustix::fs::openat2(&top, path, flags, Mode::empty(), inside).map_err(|e| root_error(path, e))?;
+        Ok(Self { path: format!("/proc/self/fd/{}", fd.as_raw_fd()).into(), _fd: fd })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The real path of the directory `rest` below `base`. Links in `rest` are somebody else's: none may lead out of `base`.
+pub fn beneath(base: &Path, rest: &Path) -> Result<PathBuf, TreeError> {
+    if rest.as_os_str().is_empty() {
+        return Ok(base.to_owned());
+    }
+    let path = base.join(rest);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::open(base, flags, Mode::empty()).map_err(|e| root_error(base, e))?;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let fd =
+        rustix::fs::openat2(&top, rest, flags, Mode::empty(), inside).map_err(|e| root_error(&path, e))?;
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let real = rustix::fs::readlink(link, Vec::new()).map_err(|e| root_error(&path, e))?;
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(real.into_bytes())))
+}
+
 struct Level {
     fd: OwnedFd,
     /// Names still to visit, last one next.
@@ -235,11 +307,7 @@ fn walk(
     visit: &mut dyn Visit,
 ) -> Result<TreeReport, TreeError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| match e {
-        Errno::NOENT => TreeError::NoRoot { path: root.to_owned() },
-        Errno::NOTDIR => TreeError::NotADirectory { path: root.to_owned() },
-        e => TreeError::Root { path: root.to_owned(), source: e.into() },
-    })?;
+    let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| root_error(root, e))?;
     let fail_root = |e: Errno| TreeError::Root { path: root.to_owned(), source: e.into() };
     let top_stat = rustix::fs::fstat(&top).map_err(fail_root)?;
     let own: Vec<(u64, u64)> = rules
@@ -358,12 +426,13 @@ struct Packer<'a, W: Write> {
     /// First path of each file that has more than one name.
     links: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
+    watch: &'a mut dyn Watch,
     cancel: &'a Cancel,
     monitor: &'a dyn Monitor,
 }
 
 /// `./a/b`, as GNU tar writes it for `tar -C root .`.
-fn member(relative: &[u8]) -> Vec<u8> {
+pub(super) fn member(relative: &[u8]) -> Vec<u8> {
     if relative.is_empty() { b".".to_vec() } else { [b"./", relative].concat() }
 }
 
@@ -460,10 +529,12 @@ impl<W: Write> Packer<'_, W> {
         report.bytes += size;
         let holes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512 < size;
         let map = if holes { data_map(file.as_fd(), size) } else { None };
+        self.watch.file(found.relative, size);
         let outcome = match map {
             Some(map) => self.sparse_body(&m, &file, &map)?,
             None => self.plain_body(&m, &file, size)?,
         };
+        self.watch.end(matches!(outcome, BodyEnd::Whole));
         match outcome {
             BodyEnd::Whole => {}
             BodyEnd::Changed => report.changed.add(found.relative, None),
@@ -486,6 +557,7 @@ impl<W: Write> Packer<'_, W> {
                 }
                 Ok(n) => {
                     body.write(&self.buffer[..n]).map_err(TreeError::Write)?;
+                    self.watch.data(size - left, &self.buffer[..n]);
                     self.monitor.moved(n as u64);
                     left -= n as u64;
                 }
@@ -525,6 +597,7 @@ impl<W: Write> Packer<'_, W> {
                     }
                     Ok(n) => {
                         body.write(&self.buffer[..n]).map_err(TreeError::Write)?;
+                        self.watch.data(offset + done, &self.buffer[..n]);
                         self.monitor.moved(n as u64);
                         done += n as u64;
                     }
@@ -636,7 +709,6 @@ fn xattrs_of(fd: BorrowedFd<'_>) -> Xattrs {
 
 /// The same for an entry that cannot be opened for reading (a link, a fifo).
 fn xattrs_beside(parent: BorrowedFd<'_>, name: &CStr) -> Xattrs {
-    use std::os::fd::AsRawFd;
     let mut path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd()));
     path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
     let mut names = vec![0u8; 64 << 10];

@@ -57,6 +57,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Copy files out of a backup's archive
     Extract(ExtractArgs),
+    /// Undo what a killed run left: containers that it held, files that it staged
+    Recover,
     /// Prepare and test stores
     Store(StoreArgs),
     /// Look at the configuration
@@ -67,6 +69,18 @@ pub enum Command {
     Man,
     #[command(name = crate::mounts::PROBE_COMMAND, hide = true)]
     ProbePath { path: PathBuf },
+    #[command(name = crate::guardian::COMMAND, hide = true)]
+    Guardian(GuardianArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct GuardianArgs {
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    #[arg(long)]
+    pub staging_dir: PathBuf,
+    #[arg(long)]
+    pub runtime_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -83,6 +97,9 @@ pub struct BackupArgs {
     /// All but these components
     #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
     pub skip: Vec<String>,
+    /// Also the models of Ollama, where they are not part of the tier
+    #[arg(long)]
+    pub include_models: bool,
     #[arg(long, hide = true)]
     pub skip_chromadb: bool,
     #[arg(long, hide = true)]

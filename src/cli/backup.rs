@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::args::{BackupArgs, Global};
+use super::recover::lock;
 use super::session::{Failed, Session, load};
 use crate::exit::Exit;
 use crate::host::Identity;
@@ -10,7 +11,6 @@ use crate::journal::Sink;
 use crate::ops::backup::{self, BackupError, Outcome, PlanError, Request};
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
-use crate::run_guard::{GuardError, RunGuard};
 
 pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
@@ -34,28 +34,18 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
     let silence = plan.selected.iter().map(|s| s.limits.idle.min(s.limits.total)).max();
     session.monitor.allow_silence(silence.unwrap_or_default());
     let wait = args.wait.unwrap_or(Duration::ZERO);
-    let guard =
-        RunGuard::acquire(&setup.agent.runtime_dir, "backup", wait, &session.cancel, &session.monitor)
-            .map_err(|e| guard_failed(&session, &e))?;
-    guard
-        .recover(&setup.agent.staging_dir, &session.monitor)
-        .map_err(|e| session.failed(Exit::Failed, &e))?;
+    let (guard, recovered) = lock(&session, &setup.agent, "backup", wait)?;
 
     match backup::run(&setup, &plan, &guard, &world) {
-        Ok(outcome) => finish(global, &session, &outcome),
+        Ok(mut outcome) => {
+            outcome.left_held.extend(recovered.left);
+            finish(global, &session, &outcome)
+        }
         Err(BackupError::Interrupted(i)) => Err(session.interrupted(i)),
         Err(e) => {
             session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&plan.tier.name));
             Err(session.failed(Exit::Failed, &e))
         }
-    }
-}
-
-pub(super) fn guard_failed(session: &Session, e: &GuardError) -> Failed {
-    match e {
-        GuardError::Interrupted(i) => session.interrupted(*i),
-        GuardError::Busy { .. } => session.failed(Exit::Busy, e),
-        _ => session.failed(Exit::Failed, e),
     }
 }
 
@@ -73,6 +63,7 @@ fn request(args: &BackupArgs) -> Result<Request, Failed> {
         output_dir,
         only: args.only.clone(),
         skip: args.skip.clone(),
+        include_models: args.include_models,
         skip_if_present: old.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect(),
         tags: args.tag.clone(),
     })

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Global;
 use crate::cancel::{Cancel, Interrupted};
-use crate::config::{Places, Problem};
+use crate::config::{Agent, Places, Problem};
 use crate::exit::{Exit, Signal};
 use crate::hint::{Hint, chain};
 use crate::host::{self, Identity};
@@ -168,6 +168,25 @@ pub fn try_load(global: &Global, exe: &Path) -> Result<Result<Setup, Vec<Problem
     let path = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
     let files = read_files(&path)?;
     Ok(setup::load(&files, &machine(exe)))
+}
+
+/// The settings of the agent, as far as the configuration can be read, and what is wrong with it.
+pub fn lenient_agent(global: &Global, exe: &Path) -> (Agent, Option<String>) {
+    let path = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+    let machine = machine(exe);
+    let missing = global.config.is_none() && !path.exists();
+    match read_files(&path) {
+        Ok(files) => {
+            let (agent, problems) = setup::agent_alone(&files, &machine);
+            let problem =
+                problems.first().map(|p| format!("the configuration has problems, the first one: {p}"));
+            (agent, problem)
+        }
+        Err(failed) => {
+            let problem = (!missing).then(|| failed.lines.join("; "));
+            (setup::agent_alone(&[], &machine).0, problem)
+        }
+    }
 }
 
 /// The same for commands that can do without one; None when there is none and none was named.

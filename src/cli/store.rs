@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::args::{Global, StoreAction, StoreArgs};
-use super::backup::guard_failed;
+use super::recover::lock;
 use super::session::{Failed, Session, load};
 use crate::archive::layout::store_guide;
 use crate::exit::Exit;
@@ -13,7 +13,6 @@ use crate::host::Identity;
 use crate::journal::Sink;
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
-use crate::run_guard::RunGuard;
 use crate::store::{self, Claim, StoreError};
 
 pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed> {
@@ -30,9 +29,7 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
         return Err(Failed::text(Exit::Usage, format!("there is no store {name:?}"), Some(hint)));
     };
     let owner = session.owner(&setup, Identity::Make)?;
-    let _guard =
-        RunGuard::acquire(&setup.agent.runtime_dir, verb, Duration::ZERO, &session.cancel, &session.monitor)
-            .map_err(|e| guard_failed(&session, &e))?;
+    let _locked = lock(&session, &setup.agent, verb, Duration::ZERO)?;
     let claim = |how| store::claim(chosen, &owner, how, Timestamp::now(), store_guide(), &session.cancel);
     let (outcome, done) = match &args.action {
         StoreAction::Init { .. } => (claim(Claim::Init), "is initialised"),

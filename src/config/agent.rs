@@ -27,6 +27,14 @@ pub struct Agent {
     pub threads: usize,
 }
 
+/// Where a run leaves things.
+#[derive(Debug, Clone)]
+pub struct Dirs {
+    pub state: PathBuf,
+    pub staging: PathBuf,
+    pub runtime: PathBuf,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     Gzip,
@@ -99,6 +107,11 @@ impl Agent {
         };
         s.finish();
         agent
+    }
+
+    pub fn dirs(&self) -> Dirs {
+        let (state, staging) = (self.state_dir.clone(), self.staging_dir.clone());
+        Dirs { state, staging, runtime: self.runtime_dir.clone() }
     }
 
     /// Directories of our own that no source ever captures.

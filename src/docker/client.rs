@@ -31,6 +31,12 @@ pub enum DockerError {
     NoContainer { wanted: String },
     #[error("{wanted} fits several containers: {found}")]
     Ambiguous { wanted: String, found: String },
+    #[error("there is no volume {wanted:?}, nor one of that name in the Compose project")]
+    NoVolume { wanted: String },
+    #[error("volume {volume} stands for the directory {}, which is not there", device.display())]
+    NoDevice { volume: String, device: std::path::PathBuf },
+    #[error("{destination} of {container} lies in memory: nothing there survives a restart")]
+    Volatile { container: String, destination: String },
     #[error("container {name} is {state}")]
     NotRunning { name: String, state: String },
     #[error("{program} in {container} sent nothing for {seconds} s")]
@@ -59,6 +65,15 @@ impl Hint for DockerError {
             Self::NoContainer { .. } => {
                 "see what there is: docker ps -a; then set container = or service = of the source".into()
             }
+            Self::NoVolume { .. } => {
+                "see what there is: docker volume ls; nothing is created by looking".into()
+            }
+            Self::NoDevice { device, .. } => {
+                format!("is its disk mounted? findmnt --target {}", device.display())
+            }
+            Self::Volatile { .. } => {
+                "mount a volume there in the Compose file, or leave this source out".into()
+            }
             Self::Ambiguous { .. } => "set container = of the source, or docker.project".into(),
             Self::NotRunning { name, .. } => format!("start it: docker start {name}"),
             Self::Idle { .. } => {
@@ -82,6 +97,7 @@ pub struct Docker {
     pub(super) runtime: Handle,
     pub(super) cancel: Cancel,
     project: Option<String>,
+    address: String,
 }
 
 impl Docker {
@@ -102,8 +118,10 @@ impl Docker {
         } else {
             bollard::Docker::connect_with_host(&name)
         }
-        .map_err(|e| unreachable(reason(&e)))?;
-        let docker = Self { api: api.clone(), runtime, cancel, project };
+        .map_err(|e| unreachable(reason(&e)))?
+        // Each of our calls has its own deadline; this one would cut a long stop short.
+        .with_timeout(Duration::from_secs(24 * 3600));
+        let docker = Self { api: api.clone(), runtime, cancel, project, address: name.clone() };
         let negotiated = docker
             .call("negotiating the API version", async move { api.negotiate_version().await })
             .map_err(|e| match e {
@@ -113,6 +131,21 @@ impl Docker {
                 other => other,
             })?;
         Ok(Self { api: negotiated, ..docker })
+    }
+
+    /// The same connection, deaf to the interrupt of the run: for what must be undone in any case.
+    pub fn undisturbed(&self) -> Self {
+        Self { cancel: Cancel::default(), ..self.clone() }
+    }
+
+    /// Whether the engine's paths and processes are those of this host.
+    pub fn is_local(&self) -> bool {
+        self.address.starts_with('/') || self.address.starts_with("unix://")
+    }
+
+    /// Where the engine was found, as `connect` takes it.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// The Compose project that the configuration names.
@@ -126,8 +159,18 @@ impl Docker {
         what: &str,
         future: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T, DockerError> {
-        self.wait(ANSWER, future)?.map_or_else(
-            || Err(DockerError::NoAnswer { what: what.to_owned(), seconds: ANSWER.as_secs() }),
+        self.call_within(ANSWER, what, future)
+    }
+
+    /// The same for a question that may take longer.
+    pub(super) fn call_within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        future: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, DockerError> {
+        self.wait(limit, future)?.map_or_else(
+            || Err(DockerError::NoAnswer { what: what.to_owned(), seconds: limit.as_secs() }),
             |answer| answer.map_err(|e| from_api(what, &e)),
         )
     }

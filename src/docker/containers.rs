@@ -1,16 +1,19 @@
-//! Which container is meant, and where its data lies. What could go wrong: the data of another stack, or an empty
-//! volume beside the real data; so a place is resolved from the mounts of the very container, by destination.
+//! Which container is meant, and what the engine knows of it. What could go wrong: the container of another stack; so
+//! what fits several is refused, and what was found by name or label is used by its id from then on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, ContainerSummary, PortBinding};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 
 use super::client::{Docker, DockerError};
+use crate::run_journal::{Held, How};
 
 const PROJECT: &str = "com.docker.compose.project";
 const SERVICE: &str = "com.docker.compose.service";
+const NUMBER: &str = "com.docker.compose.container-number";
 
 /// How a source names its container: by name, else by the Compose service.
 #[derive(Debug, Clone)]
@@ -28,45 +31,51 @@ impl std::fmt::Display for Selector {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Mount {
-    destination: String,
-    /// Directory on the engine's host.
-    source: PathBuf,
-    /// Name of the volume; None for a bind mount.
-    volume: Option<String>,
-    driver: String,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MountKind {
+    Volume,
+    Bind,
+    /// In memory, or of a kind that we do not know: nothing there can be read from outside.
+    Other,
 }
 
 #[derive(Debug, Clone)]
+pub(super) struct Mount {
+    pub kind: MountKind,
+    pub destination: String,
+    /// Directory on the engine's host.
+    pub source: PathBuf,
+    /// Name of the volume; empty for other kinds.
+    pub volume: String,
+    pub writable: bool,
+    /// Directory inside the volume that is mounted instead of all of it.
+    pub subpath: Option<String>,
+}
+
+#[derive(Debug, Clone, Default)]
 pub struct Container {
     pub id: String,
     pub name: String,
     pub image: String,
     pub image_id: String,
     pub state: String,
+    /// When it was last started, as the engine writes it; another value means another life.
+    pub started_at: String,
+    /// Process number of its first process on the engine's host; 0 while it does not run.
+    pub pid: i32,
+    /// The engine removes it, with its layer, when it ends.
+    pub auto_remove: bool,
+    /// Time that the engine gives it to end before it is killed.
+    pub stop_timeout: Duration,
+    /// Addresses of this host that its ports are published on: container port, `host:port`.
+    pub published: Vec<(u16, String)>,
+    /// Its addresses in the networks of the engine.
+    pub addresses: Vec<String>,
     pub env: BTreeMap<String, String>,
     /// Entry point, command and arguments.
     pub args: Vec<String>,
     pub labels: BTreeMap<String, String>,
-    mounts: Vec<Mount>,
-}
-
-/// Where a path of a container really lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DataAt {
-    /// In a volume or bind mount that can be read directly at this path of the host.
-    Host { path: PathBuf, volume: Option<String> },
-    /// Only through the engine: the container's own layer, or a volume that is not a plain local directory.
-    Engine { volume: Option<String> },
-}
-
-impl DataAt {
-    pub fn volume(&self) -> Option<&str> {
-        match self {
-            Self::Host { volume, .. } | Self::Engine { volume } => volume.as_deref(),
-        }
-    }
+    pub(super) mounts: Vec<Mount>,
 }
 
 impl Container {
@@ -83,36 +92,45 @@ impl Container {
         self.labels.get(PROJECT).map(String::as_str)
     }
 
-    fn mount_of(&self, path: &str) -> Option<(&Mount, String)> {
-        let under = |m: &Mount| {
-            let rest = path.strip_prefix(m.destination.trim_end_matches('/'))?;
-            (rest.is_empty() || rest.starts_with('/')).then(|| rest.trim_start_matches('/').to_owned())
-        };
-        self.mounts
-            .iter()
-            .filter_map(|m| under(m).map(|rest| (m, rest)))
-            .max_by_key(|(m, _)| m.destination.len())
+    /// Whether anything in it can run now or soon, and so can write.
+    pub fn is_active(&self) -> bool {
+        matches!(self.state.as_str(), "running" | "restarting")
+    }
+
+    fn label(&self, key: &str) -> Option<String> {
+        self.labels.get(key).cloned()
+    }
+
+    /// What is needed to find it, or its successor, after a kill.
+    pub fn to_held(&self, how: How) -> Held {
+        Held {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            project: self.label(PROJECT),
+            service: self.label(SERVICE),
+            number: self.label(NUMBER),
+            how,
+            started_at: self.started_at.clone(),
+            at: jiff::Timestamp::now(),
+            settle_s: match how {
+                How::Pause => 3,
+                How::Stop => self.stop_timeout.as_secs() + 5,
+            },
+        }
     }
 }
 
 impl Docker {
     /// Finds by name, else by Compose labels. Never creates anything.
     pub fn find(&self, selector: &Selector) -> Result<Container, DockerError> {
-        if let Some(name) = &selector.container {
-            match self.inspect(name) {
-                Err(DockerError::Refused { status: 404, .. }) => {}
-                other => return other,
-            }
+        if let Some(name) = &selector.container
+            && let Some(container) = self.look(name)?
+        {
+            return Ok(container);
         }
         let mut labels = vec![format!("{SERVICE}={}", selector.service)];
         labels.extend(self.project().map(|p| format!("{PROJECT}={p}")));
-        let filters = std::collections::HashMap::from([("label".to_owned(), labels)]);
-        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let mut found = self.call("listing containers", self.api.list_containers(Some(options)))?;
-        // One-off containers of `compose run` carry the same labels.
-        found.retain(|c| {
-            c.labels.as_ref().and_then(|l| l.get("com.docker.compose.oneoff")).is_none_or(|v| v != "True")
-        });
+        let found = self.labelled(&labels)?;
         let ids: Vec<String> = found.iter().filter_map(|c| c.id.clone()).collect();
         match ids.as_slice() {
             [] => Err(DockerError::NoContainer { wanted: selector.to_string() }),
@@ -128,30 +146,55 @@ impl Docker {
         }
     }
 
+    /// The container that took the place of a removed one: the same service of the same project, else the same name.
+    pub fn successor(&self, held: &Held) -> Result<Option<Container>, DockerError> {
+        let (Some(project), Some(service)) = (&held.project, &held.service) else {
+            return self.look(&held.name);
+        };
+        let mut labels = vec![format!("{PROJECT}={project}"), format!("{SERVICE}={service}")];
+        labels.extend(held.number.as_ref().map(|n| format!("{NUMBER}={n}")));
+        match self.labelled(&labels)?.first().and_then(|c| c.id.clone()) {
+            Some(id) => self.look(&id),
+            None => Ok(None),
+        }
+    }
+
+    /// Containers that can write now or soon. Paused ones cannot.
+    pub(super) fn active(&self) -> Result<Vec<Container>, DockerError> {
+        let options = ListContainersOptionsBuilder::default().build();
+        let listed = self.call("listing containers", self.api.list_containers(Some(options)))?;
+        let mut active = Vec::new();
+        for id in listed.iter().filter_map(|c| c.id.as_deref()) {
+            // Gone between the two questions is as good as never there.
+            active.extend(self.look(id)?.filter(Container::is_active));
+        }
+        Ok(active)
+    }
+
+    fn labelled(&self, labels: &[String]) -> Result<Vec<ContainerSummary>, DockerError> {
+        let filters = HashMap::from([("label".to_owned(), labels.to_vec())]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let mut found = self.call("listing containers", self.api.list_containers(Some(options)))?;
+        // One-off containers of `compose run` carry the same labels.
+        found.retain(|c| {
+            c.labels.as_ref().and_then(|l| l.get("com.docker.compose.oneoff")).is_none_or(|v| v != "True")
+        });
+        Ok(found)
+    }
+
+    /// The container of this name or id; None when there is none.
+    pub fn look(&self, name: &str) -> Result<Option<Container>, DockerError> {
+        match self.inspect(name) {
+            Ok(container) => Ok(Some(container)),
+            Err(DockerError::Refused { status: 404, .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     fn inspect(&self, name: &str) -> Result<Container, DockerError> {
         let what = format!("looking at container {name}");
         let raw = self.call(&what, self.api.inspect_container(name, None::<InspectContainerOptions>))?;
         Ok(convert(raw))
-    }
-
-    /// Where `path` of the container lies, and whether it may be read without the engine.
-    pub fn data_at(&self, container: &Container, path: &str) -> Result<DataAt, DockerError> {
-        let Some((mount, rest)) = container.mount_of(path) else {
-            return Ok(DataAt::Engine { volume: None });
-        };
-        let host = mount.source.join(rest);
-        if let Some(name) = &mount.volume {
-            let volume = self.call(&format!("looking at volume {name}"), self.api.inspect_volume(name))?;
-            let plain = mount.driver == "local" && volume.options.is_empty();
-            if !plain {
-                return Ok(DataAt::Engine { volume: Some(name.clone()) });
-            }
-        }
-        // A remote engine, or one in another mount namespace: the path means nothing here.
-        if !mount.source.is_dir() {
-            return Ok(DataAt::Engine { volume: mount.volume.clone() });
-        }
-        Ok(DataAt::Host { path: host, volume: mount.volume.clone() })
     }
 }
 
@@ -164,31 +207,82 @@ fn convert(raw: ContainerInspectResponse) -> Container {
         .filter_map(|line| line.split_once('='))
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
+    let host = raw.host_config.unwrap_or_default();
+    let subpaths: HashMap<String, String> = host
+        .mounts
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|m| Some((m.target?, m.volume_options?.subpath?)))
+        .collect();
     let mounts = raw
         .mounts
         .unwrap_or_default()
         .into_iter()
         .filter_map(|m| {
-            let is_volume = m.typ.as_deref() == Some("volume");
+            let destination = m.destination?;
             Some(Mount {
-                destination: m.destination?,
+                kind: match m.typ.as_deref() {
+                    Some("volume") => MountKind::Volume,
+                    Some("bind") => MountKind::Bind,
+                    _ => MountKind::Other,
+                },
                 source: PathBuf::from(m.source.unwrap_or_default()),
-                volume: m.name.filter(|_| is_volume),
-                driver: m.driver.unwrap_or_default(),
+                volume: m.name.unwrap_or_default(),
+                writable: m.rw.unwrap_or(true),
+                subpath: subpaths.get(&destination).filter(|p| !p.is_empty()).cloned(),
+                destination,
             })
         })
         .collect();
     let mut args: Vec<String> = raw.path.into_iter().collect();
     args.extend(raw.args.unwrap_or_default());
+    let state = raw.state.unwrap_or_default();
+    let network = raw.network_settings.unwrap_or_default();
+    let own: Vec<String> = network
+        .networks
+        .unwrap_or_default()
+        .into_values()
+        .filter_map(|n| n.ip_address.filter(|a| !a.is_empty()))
+        .collect();
+    let of_host = host.network_mode.as_deref() == Some("host");
     Container {
         id: raw.id.unwrap_or_default(),
         name: raw.name.unwrap_or_default().trim_start_matches('/').to_owned(),
         image: config.image.unwrap_or_default(),
         image_id: raw.image.unwrap_or_default(),
-        state: raw.state.and_then(|s| s.status).map(|s| s.to_string()).unwrap_or_default(),
+        state: state.status.map(|s| s.to_string()).unwrap_or_default(),
+        started_at: state.started_at.unwrap_or_default(),
+        pid: state.pid.and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
+        auto_remove: host.auto_remove.unwrap_or(false),
+        // The engine's own default.
+        stop_timeout: Duration::from_secs(
+            config.stop_timeout.and_then(|t| u64::try_from(t).ok()).unwrap_or(10),
+        ),
+        published: published(network.ports.unwrap_or_default()),
+        addresses: if of_host { vec!["127.0.0.1".to_owned()] } else { own },
         env,
         args,
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         mounts,
     }
+}
+
+/// `{"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8001"}]}` as pairs.
+fn published(ports: HashMap<String, Option<Vec<PortBinding>>>) -> Vec<(u16, String)> {
+    let mut found = Vec::new();
+    for (port, bindings) in ports {
+        let Some(inside) = port.strip_suffix("/tcp").and_then(|p| p.parse().ok()) else { continue };
+        for binding in bindings.unwrap_or_default() {
+            let Some(outside) = binding.host_port.filter(|p| !p.is_empty()) else { continue };
+            let host = match binding.host_ip.as_deref() {
+                None | Some("" | "0.0.0.0") => "127.0.0.1".to_owned(),
+                Some("::") => "[::1]".to_owned(),
+                Some(ip) if ip.contains(':') => format!("[{ip}]"),
+                Some(ip) => ip.to_owned(),
+            };
+            found.push((inside, format!("{host}:{outside}")));
+        }
+    }
+    found.sort();
+    found
 }

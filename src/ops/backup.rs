@@ -20,6 +20,7 @@ use crate::cancel::Interrupted;
 use crate::catalog;
 use crate::config::{Components, Tier};
 use crate::delivery::Receipt;
+use crate::docker::hold::Holds;
 use crate::docker::{Docker, DockerError};
 use crate::exit::Verdict;
 use crate::hint::{Hint, chain};
@@ -27,9 +28,10 @@ use crate::id::BackupName;
 use crate::manifest::{ComponentState, ManifestError, State};
 use crate::progress::{Event, What};
 use crate::run_guard::RunGuard;
+use crate::run_journal::RunJournal;
 use crate::setup::Setup;
-use crate::source::{Configured, Context};
-use crate::staging::{Staging, StagingError};
+use crate::source::{Configured, Context, MODELS};
+use crate::staging::{Staging, StagingError, make_private};
 use crate::store::{self, FsStore, Store, StoreError};
 
 pub use preview::{Preview, preview};
@@ -41,6 +43,8 @@ pub struct Request {
     pub output_dir: Option<PathBuf>,
     pub only: Vec<String>,
     pub skip: Vec<String>,
+    /// Also the models of sources that are not on by default.
+    pub include_models: bool,
     /// Old spellings: skipped where they are configured.
     pub skip_if_present: Vec<&'static str>,
     pub tags: Vec<String>,
@@ -110,10 +114,14 @@ pub fn plan<'a>(
     let expected: Vec<&Configured> = setup
         .sources
         .iter()
-        .filter(|s| match &tier.components {
-            Components::Default => s.on_by_default,
-            Components::All => true,
-            Components::These(names) => names.iter().any(|n| n == s.name.as_str()),
+        .filter(|s| {
+            let asked_for = request.include_models && s.kind == MODELS;
+            let of_tier = match &tier.components {
+                Components::Default => s.on_by_default,
+                Components::All => true,
+                Components::These(names) => names.iter().any(|n| n == s.name.as_str()),
+            };
+            of_tier || asked_for
         })
         .collect();
     for name in request.only.iter().chain(&request.skip) {
@@ -190,6 +198,8 @@ pub struct Outcome {
     pub duration_ms: u64,
     pub components: Vec<ComponentResult>,
     pub stores: Vec<StoreResult>,
+    /// Containers that were held and could not be brought back: what, why, and what to run.
+    pub left_held: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -219,6 +229,7 @@ impl Outcome {
             committed: self.stores.iter().any(|s| s.receipt.is_some()),
             all_captured: self.components.iter().all(|c| c.state == ComponentState::Whole),
             all_delivered: self.stores.iter().all(|s| s.receipt.is_some()),
+            all_released: self.left_held.is_empty(),
         }
     }
 }
@@ -257,11 +268,24 @@ impl Hint for BackupError {
     }
 }
 
-/// Runs the plan. The guard proves that nobody else does.
+/// Runs the plan. The guard proves that nobody else does. Whatever happens, no container stays held.
 pub fn run(
     setup: &Setup,
     plan: &BackupPlan<'_>,
     _guard: &RunGuard,
+    world: &World<'_>,
+) -> Result<Outcome, BackupError> {
+    make_private(&setup.agent.state_dir)?;
+    let holds = holds(setup, world);
+    let outcome = run_with(setup, plan, &holds, world);
+    let left_held = holds.finish();
+    outcome.map(|outcome| Outcome { left_held, ..outcome })
+}
+
+fn run_with(
+    setup: &Setup,
+    plan: &BackupPlan<'_>,
+    holds: &Holds<'_>,
     world: &World<'_>,
 ) -> Result<Outcome, BackupError> {
     let started = Instant::now();
@@ -286,6 +310,7 @@ pub fn run(
         duration_ms: millis(started.elapsed()),
         components,
         stores,
+        left_held: Vec::new(),
     };
     if usable.is_empty() {
         return Ok(outcome(None, stores, Vec::new()));
@@ -295,7 +320,7 @@ pub fn run(
     let (name, time) = choose_name(setup, &usable, world)?;
     let pool = Pool::start(setup.agent.threads).map_err(BackupError::Threads)?;
     let staging = Staging::create(&setup.agent.staging_dir, name.as_str(), pool, setup.archive)?;
-    let mut captured = capture::all(setup, plan, &usable, &staging, &docker, world)?;
+    let mut captured = capture::all(setup, plan, &usable, &staging, &docker, holds, world)?;
     capture::refuse_shared_members(&mut captured, world);
     if captured.iter().all(|c| c.outcome.is_err()) {
         let components = captured.iter().map(|c| compose::result_of(c, world)).collect();
@@ -314,6 +339,7 @@ pub fn run(
         duration_ms: millis(started.elapsed()),
         components,
         stores,
+        left_held: Vec::new(),
     })
 }
 
@@ -353,10 +379,23 @@ fn own_dirs(setup: &Setup, plan: &BackupPlan<'_>) -> Vec<PathBuf> {
     ours.chain(stores).chain(targets).map(std::path::Path::to_owned).collect()
 }
 
+/// The holds of this run. Nothing is written or started before the first one.
+fn holds<'a>(setup: &Setup, world: &World<'a>) -> Holds<'a> {
+    let agent = &setup.agent;
+    let dirs = [
+        ("--state-dir", &agent.state_dir),
+        ("--staging-dir", &agent.staging_dir),
+        ("--runtime-dir", &agent.runtime_dir),
+    ];
+    let guard = dirs.iter().flat_map(|(flag, dir)| [(*flag).into(), dir.as_os_str().to_owned()]).collect();
+    Holds::new(RunJournal::new(&agent.state_dir), (world.exe.to_owned(), guard), world.monitor)
+}
+
 fn context<'a>(
     setup: &'a Setup,
     world: &'a World<'a>,
     docker: &'a Result<Docker, DockerError>,
+    holds: &'a Holds<'a>,
     own_dirs: &'a [PathBuf],
     previous: Option<&'a Map<String, Value>>,
 ) -> Context<'a> {
@@ -365,6 +404,7 @@ fn context<'a>(
         monitor: world.monitor,
         runtime: world.runtime,
         docker: docker.as_ref().map_err(Clone::clone),
+        holds,
         vault: world.vault,
         config_files: &setup.files,
         own_dirs,

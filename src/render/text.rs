@@ -157,6 +157,9 @@ pub fn preview(p: &Preview) -> String {
             out.push_str(&format!("\nWould fail: {name}: {error}{hint}\n"));
         }
     }
+    for pending in &p.pending {
+        out.push_str(&format!("\nFirst to be undone: {pending}; or now: tars-backup recover\n"));
+    }
     out
 }
 
@@ -178,5 +181,6 @@ pub fn outcome(o: &Outcome) -> String {
             out.extend(f.hint.iter().map(|h| format!("    hint: {h}\n")));
         }
     }
+    out.extend(o.left_held.iter().map(|text| format!("  {text}\n")));
     out
 }

@@ -18,7 +18,7 @@ use crate::manifest::{CONFIG_DIR, Component};
 use crate::redact::{Input, redact};
 use crate::staging::Stage;
 
-pub const KIND: Kind = Kind { critical: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
 /// A configuration file larger than this is not one.
 const MAX_BYTES: u64 = 16 << 20;

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree};
+use super::{
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree, exclude, tree_facts,
+};
 use crate::archive::tarfile::TarWriter;
-use crate::archive::tree::{self, Exclude, TreeError, TreeReport, TreeRules};
+use crate::archive::tree::{self, Exclude, TreeRules, Unwatched};
 use crate::config::Section;
 use crate::docker::Limits;
 use crate::id::Name;
@@ -16,7 +18,7 @@ use crate::mounts;
 use crate::staging::Stage;
 use std::io::Write;
 
-pub const KIND: Kind = Kind { critical: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -41,19 +43,11 @@ fn read(name: &Name, s: &Section<'_>, _: Limits) -> Box<dyn Source> {
         &[("copy", Mode::Copy), ("inventory", Mode::Inventory)],
         "copy: the files; inventory: only what is there (count, bytes, digest of the metadata)",
     );
-    let patterns = s.texts(
-        "exclude",
-        "Patterns to leave out: a name at any depth (*.tmp), or a path from the directory (cache/**)",
-    );
-    let exclude = Exclude::new(&patterns).unwrap_or_else(|(pattern, why)| {
-        s.problem("exclude", format!("{pattern:?} is not a pattern: {why}"), None);
-        Exclude::default()
-    });
     Box::new(Directory {
         name: name.clone(),
         path,
         mode,
-        exclude,
+        exclude: exclude(s),
         require_mount: s.flag(
             "require_mount",
             false,
@@ -80,7 +74,7 @@ impl Directory {
     }
 
     fn inventory(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
-        let survey = tree::inventory(&self.path, &self.rules(context), context.cancel).map_err(tree_error)?;
+        let survey = tree::inventory(&self.path, &self.rules(context), context.cancel)?;
         let report = &survey.report;
         let mut facts = tree_facts(report);
         facts.insert("digest".into(), json!(format!("sha256:{}", survey.digest)));
@@ -100,7 +94,7 @@ impl Directory {
             warnings,
             incomplete: report.incomplete(),
             facts,
-            volumes: Vec::new(),
+            ..Capture::default()
         })
     }
 }
@@ -121,7 +115,7 @@ impl Source for Directory {
 
     fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError> {
         self.check_mount(context)?;
-        let survey = tree::inventory(&self.path, &self.rules(context), context.cancel).map_err(tree_error)?;
+        let survey = tree::inventory(&self.path, &self.rules(context), context.cancel)?;
         Ok(Some(if self.mode == Mode::Copy { survey.report.bytes } else { 0 }))
     }
 
@@ -132,8 +126,14 @@ impl Source for Directory {
         }
         let member = format!("{}.tar", self.name);
         let mut tar = TarWriter::new(stage.compressed(&member)?);
-        let report = tree::pack(&self.path, &self.rules(context), &mut tar, context.cancel, context.monitor)
-            .map_err(tree_error)?;
+        let report = tree::pack(
+            &self.path,
+            &self.rules(context),
+            &mut tar,
+            &mut Unwatched,
+            context.cancel,
+            context.monitor,
+        )?;
         let staged = tar.finish().and_then(|w| w.finish()).map_err(SourceError::write(&member))?;
         let mut facts = tree_facts(&report);
         facts.insert("path".into(), json!(self.path.display().to_string()));
@@ -147,34 +147,10 @@ impl Source for Directory {
             warnings: report.warnings(),
             incomplete: report.incomplete(),
             facts,
-            volumes: Vec::new(),
             staged: vec![staged],
+            ..Capture::default()
         })
     }
-}
-
-fn tree_error(e: TreeError) -> SourceError {
-    match e {
-        TreeError::Interrupted(i) => SourceError::Interrupted(i),
-        TreeError::Write(source) => SourceError::Write { member: "the tar".into(), source },
-        e => SourceError::Tree(e),
-    }
-}
-
-fn tree_facts(report: &TreeReport) -> Map<String, Value> {
-    let mut facts = Map::new();
-    for (key, value) in [
-        ("files", report.files),
-        ("directories", report.directories),
-        ("symlinks", report.symlinks),
-        ("hardlinks", report.hardlinks),
-        ("fifos", report.fifos),
-        ("bytes", report.bytes),
-        ("entries", report.entries),
-    ] {
-        facts.insert(key.into(), json!(value));
-    }
-    facts
 }
 
 /// What changed since the last inventory, for a person.

@@ -13,6 +13,7 @@ use super::{
 use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
 use crate::config::Section;
+use crate::docker::hold::InUse;
 use crate::docker::{Container, Docker, DockerError, Limits, Selector};
 use crate::format::sqldump::{DumpFacts, DumpKind, DumpScanner};
 use crate::id::{Name, encode};
@@ -20,7 +21,7 @@ use crate::manifest::Component;
 use crate::secret::SecretRef;
 use crate::staging::Stage;
 
-pub const KIND: Kind = Kind { critical: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
 struct Postgres {
     name: Name,
@@ -55,6 +56,7 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
 /// A server that can be asked.
 struct Server<'a> {
     docker: &'a Docker,
+    _in_use: InUse<'a>,
     container: Container,
     user: String,
     env: Vec<(String, String)>,
@@ -67,8 +69,7 @@ const SETTINGS_END: &str = "-- tars-backup settings complete";
 impl Postgres {
     fn server<'a>(&self, context: &'a Context<'_>) -> Result<Server<'a>, SourceError> {
         let docker = context.docker()?;
-        let container = docker.find(&self.selector)?;
-        container.must_run()?;
+        let (in_use, container) = context.running(&self.selector)?;
         let from_env = |key: &str| container.env.get(key).filter(|v| !v.is_empty()).cloned();
         let user =
             self.user.clone().or_else(|| from_env("POSTGRES_USER")).unwrap_or_else(|| "postgres".into());
@@ -82,7 +83,7 @@ impl Postgres {
             context.vault.learn_unless_name("the password of the PostgreSQL user", &password, &names);
             env.push(("PGPASSWORD".to_owned(), password));
         }
-        Ok(Server { docker, container, user, env, limits: self.limits })
+        Ok(Server { docker, _in_use: in_use, container, user, env, limits: self.limits })
     }
 
     /// Databases to dump, the main one first.
@@ -160,7 +161,7 @@ impl Source for Postgres {
         let main = databases.first().map_or("postgres", String::as_str);
         let version = server.ask(main, "SHOW server_version")?;
         capture.facts.insert("server_version".into(), json!(version.first()));
-        if let Ok(at) = server.docker.data_at(&server.container, "/var/lib/postgresql/data") {
+        if let Ok(at) = server.docker.place(&server.container, "/var/lib/postgresql/data") {
             capture.volumes.extend(at.volume().map(str::to_owned));
         }
 

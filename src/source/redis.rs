@@ -17,14 +17,15 @@ use super::{
 };
 use crate::archive::compress::ComponentWriter;
 use crate::config::Section;
-use crate::docker::{Container, DataAt, Docker, Limits, Selector};
+use crate::docker::hold::InUse;
+use crate::docker::{Container, Docker, Limits, Selector};
 use crate::format::rdb::{self, Checked, RdbFacts};
 use crate::id::Name;
 use crate::manifest::Component;
 use crate::secret::SecretRef;
 use crate::staging::Stage;
 
-pub const KIND: Kind = Kind { critical: false, read, check, restore };
+pub const KIND: Kind = Kind { critical: false, on_by_default: true, read, check, restore };
 
 struct Redis {
     name: Name,
@@ -63,6 +64,7 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
 /// A server that can be asked.
 struct Server<'a> {
     docker: &'a Docker,
+    _in_use: InUse<'a>,
     container: Container,
     env: Vec<(String, String)>,
     options: Vec<String>,
@@ -78,8 +80,7 @@ enum Dump {
 impl Redis {
     fn server<'a>(&self, context: &'a Context<'_>) -> Result<Server<'a>, SourceError> {
         let docker = context.docker()?;
-        let container = docker.find(&self.selector)?;
-        container.must_run()?;
+        let (in_use, container) = context.running(&self.selector)?;
         let password = match &self.password {
             Some(reference) => Some(context.vault.read(reference)?),
             None => argument(&container.args, "--requirepass")
@@ -100,7 +101,7 @@ impl Redis {
         if let Some(user) = &self.user {
             options.extend(["--user".to_owned(), user.clone()]);
         }
-        Ok(Server { docker, container, env, options, limits: self.limits })
+        Ok(Server { docker, _in_use: in_use, container, env, options, limits: self.limits })
     }
 
     fn dump_place(&self, server: &Server<'_>) -> Result<(Dump, Option<String>), SourceError> {
@@ -110,12 +111,9 @@ impl Redis {
                 format!("{}/{}", server.setting("dir")?.trim_end_matches('/'), server.setting("dbfilename")?)
             }
         };
-        let at = server.docker.data_at(&server.container, &path)?;
-        let volume = at.volume().map(str::to_owned);
-        let dump = match at {
-            DataAt::Host { path, .. } => Dump::Host(path),
-            DataAt::Engine { .. } => Dump::Engine(path),
-        };
+        let place = server.docker.place(&server.container, &path)?;
+        let volume = place.volume().map(str::to_owned);
+        let dump = place.host_path().map_or(Dump::Engine(path), Dump::Host);
         Ok((dump, volume))
     }
 

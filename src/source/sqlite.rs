@@ -18,7 +18,7 @@ use crate::id::Name;
 use crate::manifest::Component;
 use crate::staging::Stage;
 
-pub const KIND: Kind = Kind { critical: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
 struct Sqlite {
     name: Name,

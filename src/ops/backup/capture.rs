@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::{BackupPlan, Failure, Target, World, context, own_dirs};
 use crate::cancel::Interrupted;
 use crate::catalog;
+use crate::docker::hold::Holds;
 use crate::docker::{Docker, DockerError};
 use crate::progress::{Event, What};
 use crate::setup::Setup;
@@ -45,6 +46,7 @@ pub(super) fn all<'a>(
     usable: &[&Target<'_>],
     staging: &Staging,
     docker: &Result<Docker, DockerError>,
+    holds: &Holds<'_>,
     world: &World<'_>,
 ) -> Result<Vec<Captured<'a>>, Interrupted> {
     world.monitor.phase("capturing", None);
@@ -59,13 +61,18 @@ pub(super) fn all<'a>(
             let index = next.fetch_add(1, Ordering::SeqCst);
             let Some(configured) = plan.selected.get(index) else { return done };
             let previous = previous.get(configured.name.as_str());
-            let context = context(setup, world, docker, &own_dirs, previous);
+            let context = context(setup, world, docker, holds, &own_dirs, previous);
             done.push((index, one(configured, &context, staging, world)));
         }
     };
     let mut done: BTreeMap<usize, Captured<'a>> = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| holds.watch());
         let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        running.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect()
+        let done = running.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect();
+        holds.close();
+        // It only waits for the time of a hold, and there is none any more.
+        let _ = watch.join();
+        done
     });
     world.cancel.check()?;
     // Whatever was asked for has an outcome: one that got lost with its thread has failed, it is not left out.

@@ -13,7 +13,7 @@ use crate::archive::pack::{self, Packed, Text};
 use crate::id::BackupName;
 use crate::manifest::{self, Component, ComponentState, Manifest, SCHEMA, State};
 use crate::progress::{Event, What};
-use crate::source;
+use crate::source::{self, MODELS};
 use crate::staging::Staging;
 
 pub(super) fn pack_all(
@@ -118,7 +118,7 @@ fn manifest_of(
         host: world.owner.host.clone(),
         docker_volumes: volumes,
         options: manifest::Options {
-            include_models: false,
+            include_models: plan.selected.iter().any(|s| s.kind == MODELS),
             skip_chromadb: skipped("chromadb"),
             skip_postgres: skipped("postgres"),
             skip_redis: skipped("redis"),
@@ -175,6 +175,7 @@ fn component_of(c: &Captured<'_>, world: &World<'_>) -> Component {
             component.bytes_in = capture.bytes_in;
             component.bytes_stored = capture.staged.iter().map(|s| s.bytes).sum();
             component.files = capture.files;
+            component.paused_ms = millis(capture.paused);
             component.consistency = capture.consistency.to_owned();
             component.warnings = capture.warnings.iter().map(|w| world.vault.scrub(w)).collect();
             component.error = capture.incomplete.as_ref().map(|e| world.vault.scrub(e));

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::{BackupPlan, Failure, TargetStore, World, connect, context, own_dirs};
+use super::{BackupPlan, Failure, TargetStore, World, connect, context, holds, own_dirs};
 use crate::cancel::Interrupted;
+use crate::ops::recover;
 use crate::setup::Setup;
 use crate::source::SourceError;
 use crate::store::{self, Store, StoreError};
@@ -14,6 +15,8 @@ pub struct Preview {
     pub tier: String,
     pub components: Vec<PreviewComponent>,
     pub stores: Vec<PreviewStore>,
+    /// What a killed run left, and a run would undo first.
+    pub pending: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,9 +52,10 @@ impl Preview {
 pub fn preview(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Result<Preview, Interrupted> {
     let docker = connect(setup, plan, world)?;
     let own_dirs = own_dirs(setup, plan);
+    let holds = holds(setup, world);
     let mut components = Vec::new();
     for s in &plan.selected {
-        let context = context(setup, world, &docker, &own_dirs, None);
+        let context = context(setup, world, &docker, &holds, &own_dirs, None);
         let (bytes_in, failure) = match s.source.probe(&context) {
             Ok(bytes) => (bytes, None),
             Err(SourceError::Interrupted(i)) => return Err(i),
@@ -91,5 +95,6 @@ pub fn preview(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Resul
             hint,
         });
     }
-    Ok(Preview { tier: plan.tier.name.to_string(), components, stores })
+    let pending = recover::pending(&setup.agent.dirs());
+    Ok(Preview { tier: plan.tier.name.to_string(), components, stores, pending })
 }

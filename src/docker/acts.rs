@@ -1,0 +1,198 @@
+//! What we do to containers: keep one from writing, let it go again, and make one that is only a window to a volume.
+//! What could go wrong: a blind command, which would wake a container that somebody else paused or stopped; so each
+//! act looks first, and a container that is already as it should be is left alone.
+
+use std::time::{Duration, Instant};
+
+use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptions,
+};
+
+use jiff::Timestamp;
+
+use super::client::{Docker, DockerError};
+use super::containers::Container;
+use super::place::Seat;
+use crate::run_journal::{Held, How};
+
+/// What became of a container that was let go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// We woke or started it.
+    Continued,
+    /// It ran already.
+    Ran,
+    /// It was removed, and this one runs in its place.
+    Replaced(String),
+    /// It was removed, and nothing took its place.
+    Gone,
+}
+
+/// Label of everything that we create in an engine.
+const HELPER_LABEL: &str = "tars-backup.helper";
+/// Where a helper has the volume.
+const WINDOW: &str = "/tars-backup-window";
+/// How long an engine that is being restarted is waited for.
+const ENGINE_BACK: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Docker {
+    /// Keeps a running container from writing.
+    pub(super) fn take_hold(&self, container: &Container, how: How) -> Result<(), DockerError> {
+        match how {
+            How::Pause => {
+                let what = format!("pausing {}", container.name);
+                self.call(&what, self.api.pause_container(&container.id))
+            }
+            How::Stop => {
+                let what = format!("stopping {}", container.name);
+                let limit = container.stop_timeout + Duration::from_secs(60);
+                let options = None::<StopContainerOptions>;
+                unchanged(self.call_within(limit, &what, self.api.stop_container(&container.id, options)))
+            }
+        }
+    }
+
+    /// Brings a container that ran before we held it back to running. Waits for an engine that is being restarted.
+    pub fn let_go(&self, held: &Held) -> Result<Fate, DockerError> {
+        let deadline = Instant::now() + ENGINE_BACK;
+        loop {
+            let outcome = self.try_to_let_go(held);
+            let engine_away = matches!(
+                outcome,
+                Err(DockerError::Broken { .. }
+                    | DockerError::Unreachable { .. }
+                    | DockerError::NoAnswer { .. }
+                    | DockerError::Refused { status: 500.., .. })
+            );
+            if !engine_away || Instant::now() > deadline {
+                return outcome;
+            }
+            let _: Option<()> = self.wait(RETRY, std::future::pending())?;
+        }
+    }
+
+    fn try_to_let_go(&self, held: &Held) -> Result<Fate, DockerError> {
+        if let Some(container) = self.settled(held)? {
+            return Ok(if self.continue_running(&container)? { Fate::Continued } else { Fate::Ran });
+        }
+        let Some(successor) = self.successor(held)? else { return Ok(Fate::Gone) };
+        // Whoever paused the new one has a reason of his own.
+        if successor.state != "paused" {
+            self.continue_running(&successor)?;
+        }
+        Ok(Fate::Replaced(successor.name))
+    }
+
+    /// The held container. One that still runs as before may be about to be stopped by a request of somebody who died
+    /// meanwhile, so it is watched until that would have happened.
+    fn settled(&self, held: &Held) -> Result<Option<Container>, DockerError> {
+        loop {
+            let container = self.look(&held.id)?;
+            let untouched =
+                container.as_ref().is_some_and(|c| c.state == "running" && c.started_at == held.started_at);
+            if !untouched || held.unsettled(Timestamp::now()).is_zero() {
+                return Ok(container);
+            }
+            let _: Option<()> = self.wait(LOOK_AGAIN, std::future::pending())?;
+        }
+    }
+
+    /// Whether anything had to be done.
+    fn continue_running(&self, container: &Container) -> Result<bool, DockerError> {
+        match container.state.as_str() {
+            "paused" => {
+                let what = format!("continuing {}", container.name);
+                match self.call(&what, self.api.unpause_container(&container.id)) {
+                    // Somebody was faster, or the engine came back without it.
+                    Err(DockerError::Refused { reason, .. }) if reason.contains("not paused") => Ok(true),
+                    other => other.map(|()| true),
+                }
+            }
+            "exited" | "created" => {
+                let what = format!("starting {}", container.name);
+                let options = None::<StartContainerOptions>;
+                // A start sets up networks and mounts.
+                let limit = Duration::from_secs(180);
+                unchanged(self.call_within(limit, &what, self.api.start_container(&container.id, options)))?;
+                Ok(true)
+            }
+            "running" | "restarting" => Ok(false),
+            state => Err(DockerError::NotRunning { name: container.name.clone(), state: state.to_owned() }),
+        }
+    }
+
+    /// A container that is never started: through it the engine lets us read a volume, or a directory of its host.
+    /// `image` must be there; nothing is pulled. Returns the path at which the mount appears in it.
+    pub(super) fn create_helper(
+        &self,
+        name: &str,
+        image: &str,
+        seat: &Seat,
+    ) -> Result<&'static str, DockerError> {
+        let (typ, source) = match seat {
+            Seat::Volume { name } => (MountType::VOLUME, name.clone()),
+            Seat::Bind { source } => (MountType::BIND, source.display().to_string()),
+            Seat::Layer { container } => {
+                return Err(DockerError::NoContainer { wanted: container.clone() });
+            }
+        };
+        let mount = Mount {
+            target: Some(WINDOW.to_owned()),
+            source: Some(source),
+            typ: Some(typ),
+            read_only: Some(true),
+            ..Mount::default()
+        };
+        let config = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            entrypoint: Some(vec!["/tars-backup-never-starts-this".to_owned()]),
+            labels: Some([(HELPER_LABEL.to_owned(), "1".to_owned())].into()),
+            network_disabled: Some(true),
+            host_config: Some(HostConfig {
+                mounts: Some(vec![mount]),
+                network_mode: Some("none".to_owned()),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let options = CreateContainerOptionsBuilder::default().name(name).build();
+        self.call("creating a helper container", self.api.create_container(Some(options), config))?;
+        Ok(WINDOW)
+    }
+
+    /// Removes a helper; one that is not there is fine, and what is not ours is left alone.
+    pub fn remove_helper(&self, name: &str) -> Result<(), DockerError> {
+        let Some(found) = self.look(name)? else { return Ok(()) };
+        if !found.labels.contains_key(HELPER_LABEL) {
+            return Ok(());
+        }
+        // v: the anonymous volumes that the image declares.
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let what = format!("removing the helper container {name}");
+        match self.call(&what, self.api.remove_container(&found.id, Some(options))) {
+            Err(DockerError::Refused { status: 404, .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Any image of the engine, for a volume that no container uses.
+    pub(super) fn any_image(&self) -> Result<String, DockerError> {
+        let listed = self.call(
+            "listing images",
+            self.api.list_images(None::<bollard::query_parameters::ListImagesOptions>),
+        )?;
+        let smallest = listed.into_iter().min_by_key(|i| i.size);
+        smallest.map(|i| i.id).ok_or_else(|| DockerError::NoContainer { wanted: "nor any image".into() })
+    }
+}
+
+/// "Not modified" is the engine's word for "it is so already".
+fn unchanged(outcome: Result<(), DockerError>) -> Result<(), DockerError> {
+    match outcome {
+        Err(DockerError::Refused { status: 304, .. }) => Ok(()),
+        other => other,
+    }
+}
