@@ -62,7 +62,7 @@ pub struct Collection {
     pub database: String,
     pub id: String,
     pub name: String,
-    /// Numbers of one vector; None before the first record.
+    /// Numbers of one vector; None before the first record, and where the server does not tell it (0.4).
     pub dimension: Option<u64>,
     pub metadata: Option<Box<RawValue>>,
     pub configuration: Option<Box<RawValue>>,
@@ -148,26 +148,32 @@ impl Client {
         &self.version
     }
 
-    /// The databases of a tenant. The first API cannot list them: then the answer is `known` (the names that a copy of
-    /// the server's data has), and the default database for the default tenant. A tenant that is not there has none.
+    /// The databases of a tenant. Before 0.6 the API cannot list them: then the answer is `known` (the names that a copy
+    /// of the server's data has), and the default database for the default tenant. A tenant that is not there has none.
     ///
     /// No API lists tenants: their names come from a copy too, and `DEFAULT_TENANT` always.
     pub fn databases(&self, tenant: &str, known: &[String]) -> Result<Vec<String>, ChromaError> {
-        if self.api == Api::V1 {
-            let mut names = known.to_vec();
-            if tenant == DEFAULT_TENANT {
-                names.push(DEFAULT_DATABASE.to_owned());
-            }
-            names.sort();
-            names.dedup();
-            return Ok(names);
-        }
         let what = format!("listing the databases of {tenant}");
         let ask =
             |limit, offset| paged(Ask::get(&["api", "v2", "tenants", tenant, "databases"]), limit, offset);
-        let listed =
-            self.list(&what, ask, |d: &WireDatabase| &d.name).map_err(|e| self.slash(e, &[tenant]))?;
-        Ok(listed.into_iter().map(|d| d.name).collect())
+        let listed = match self.api {
+            Api::V1 => None,
+            Api::V2 => match self.list(&what, ask, |d: &WireDatabase| &d.name) {
+                // They can be made there, but not listed.
+                Err(ChromaError::Refused { status: 405, .. }) => None,
+                listed => Some(listed.map_err(|e| self.slash(e, &[tenant]))?),
+            },
+        };
+        if let Some(listed) = listed {
+            return Ok(listed.into_iter().map(|d| d.name).collect());
+        }
+        let mut names = known.to_vec();
+        if tenant == DEFAULT_TENANT {
+            names.push(DEFAULT_DATABASE.to_owned());
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
     }
 
     /// The collections of a database, by name. A database that is not there has none.
@@ -257,7 +263,7 @@ impl Client {
     /// Servers of the 0.x line take an encoded slash for a slash of the path, and find nothing there.
     fn slash(&self, e: ChromaError, names: &[&str]) -> ChromaError {
         match (e, names.iter().find(|n| n.contains('/'))) {
-            (ChromaError::Refused { status: 404 | 405, url, .. }, Some(name)) => {
+            (ChromaError::Refused { status: 404, url, .. }, Some(name)) => {
                 ChromaError::Slash { url, name: (*name).to_owned() }
             }
             (e, _) => e,

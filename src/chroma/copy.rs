@@ -271,3 +271,110 @@ fn is_on_disk(db: &Connection, queue: &Queue, segment: &str, collection: &str) -
         |r| r.get(0),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tables of a kind of version that matter here, with one collection whose log has its newest writes.
+    fn database(dir: &Path, with_places: bool, seen: &str) -> std::path::PathBuf {
+        let path = dir.join(DATABASE);
+        let db = Connection::open(&path).unwrap();
+        let places = if with_places {
+            "CREATE TABLE tenants (id TEXT); CREATE TABLE databases (id TEXT, name TEXT, tenant_id TEXT);
+             INSERT INTO tenants VALUES ('t'); INSERT INTO databases VALUES ('d-id', 'd', 't');
+             CREATE TABLE collections (id TEXT, name TEXT, dimension INTEGER, database_id TEXT);
+             INSERT INTO collections VALUES ('c', 'coll', 3, 'd-id');"
+        } else {
+            "CREATE TABLE collections (id TEXT, name TEXT, topic TEXT);
+             INSERT INTO collections VALUES ('c', 'coll', 'persistent://default/default/c');"
+        };
+        db.execute_batch(&format!(
+            "{places}
+             CREATE TABLE segments (id TEXT, type TEXT, scope TEXT, collection TEXT);
+             INSERT INTO segments VALUES ('v', 'urn:chroma:segment/vector/hnsw-local-persisted', 'VECTOR', 'c');
+             INSERT INTO segments VALUES ('m', 'urn:chroma:segment/metadata/sqlite', 'METADATA', 'c');
+             INSERT INTO segments VALUES ('left', 'urn:chroma:segment/vector/hnsw-local-persisted', 'VECTOR', 'x');
+             CREATE TABLE embeddings (id INTEGER PRIMARY KEY, segment_id TEXT, embedding_id TEXT);
+             INSERT INTO embeddings (segment_id, embedding_id) VALUES ('m', 'a'), ('m', 'b'), ('other', 'z');
+             CREATE TABLE max_seq_id (segment_id TEXT, seq_id);
+             INSERT INTO max_seq_id VALUES ('m', {seen});
+             CREATE TABLE embeddings_queue (seq_id INTEGER PRIMARY KEY, operation INTEGER, topic TEXT, id TEXT, vector BLOB);
+             INSERT INTO embeddings_queue VALUES
+               (255, 0, 'persistent://default/default/c', 'a', x'00'), (256, 0, 'persistent://default/default/c', 'b', x'00'),
+               (257, 0, 'persistent://default/default/c', 'b', x'00'), (258, 2, 'persistent://default/default/c', 'new', x'00'),
+               (259, 1, 'persistent://default/default/c', 'no', NULL), (260, 3, 'persistent://default/default/c', 'a', NULL),
+               (261, 2, 'persistent://default/default/other', 'q', x'00');"
+        ))
+        .unwrap();
+        path
+    }
+
+    #[test]
+    fn what_the_log_says_later_counts_in_both_spellings_of_its_place() {
+        for (with_places, seen) in [(true, "256"), (false, "x'0000000000000100'")] {
+            let dir = tempfile::tempdir().unwrap();
+            let facts = facts(&database(dir.path(), with_places, seen)).unwrap();
+            let c = &facts.collections[0];
+            assert_eq!(c.records, 2, "a and b, one more, one less: {facts:?}");
+            let place = if with_places { ("t", "d") } else { (DEFAULT_TENANT, DEFAULT_DATABASE) };
+            assert_eq!((c.tenant.as_str(), c.database.as_str()), place);
+            assert_eq!(c.dimension, with_places.then_some(3));
+            assert!(facts.segments.is_empty(), "all vectors are still in the log: {facts:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_of_vectors_is_wanted_when_the_log_lacks_some_or_the_server_noted_it() {
+        for sql in [
+            "DELETE FROM embeddings_queue WHERE seq_id = 255",
+            "DELETE FROM embeddings_queue",
+            "INSERT INTO max_seq_id VALUES ('v', 300)",
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = database(dir.path(), true, "400");
+            Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+            let facts = facts(&path).unwrap();
+            assert_eq!(facts.segments, ["v"], "{sql}");
+            assert!(facts.vector_files().any(|f| f == "v/data_level0.bin"));
+        }
+    }
+
+    #[test]
+    fn a_write_that_was_under_way_is_taken_back() {
+        let (at, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = database(at.path(), true, "256");
+        let db = Connection::open(&path).unwrap();
+        // A cache of one page writes into the file long before the end of the transaction.
+        db.execute_batch(
+            "PRAGMA cache_size = 1; BEGIN; DELETE FROM embeddings_queue;
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
+             INSERT INTO embeddings (segment_id, embedding_id) SELECT 'm', 'half' || i FROM n;",
+        )
+        .unwrap();
+        for name in [DATABASE, "chroma.sqlite3-journal"] {
+            std::fs::copy(at.path().join(name), copy.path().join(name)).unwrap();
+        }
+        let whole = copy.path().join(DATABASE);
+        assert!(std::fs::metadata(&whole).unwrap().len() > 50_000, "the transaction is in the file");
+        assert_eq!(facts(&whole).unwrap().collections[0].records, 2);
+        std::fs::copy(&path, &whole).unwrap();
+        let alone = facts(&whole);
+        assert!(!alone.is_ok_and(|f| f.collections[0].records == 2), "without its journal it is another one");
+    }
+
+    #[test]
+    fn what_is_no_database_of_chroma_is_said_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(DATABASE);
+        assert!(matches!(facts(&path), Err(CopyError::Missing(_))));
+        assert!(!path.exists(), "nothing is created by looking");
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(facts(&path), Err(CopyError::Empty)));
+        std::fs::write(&path, "not a database at all, but long enough to be looked at".repeat(40)).unwrap();
+        assert!(matches!(facts(&path), Err(CopyError::Sqlite(_))));
+        std::fs::remove_file(&path).unwrap();
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE x (y)").unwrap();
+        assert!(matches!(facts(&path), Err(CopyError::NotChroma("collections"))));
+    }
+}
