@@ -12,6 +12,7 @@ const FLOORS: [&[&str]; 5] = [
     &[
         "archive",
         "catalog",
+        "chroma",
         "delivery",
         "docker",
         "guardian",
