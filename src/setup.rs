@@ -49,6 +49,19 @@ pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup,
     let tiers = Tier::read_all(&root);
     let store_names: Vec<&str> = stores.iter().map(|s| s.name()).collect();
     let source_names: Vec<&str> = sources.iter().map(|s| s.name.as_str()).collect();
+    for source in &sources {
+        for tier in source.source.tiers() {
+            if !tiers.iter().any(|t| t.name.as_str() == tier) {
+                let known: Vec<&str> = tiers.iter().map(|t| t.name.as_str()).collect();
+                let table = root.table("sources").table(source.name.as_str());
+                table.problem(
+                    "export",
+                    format!("there is no tier {tier:?}"),
+                    Some(format!("one of: {}", known.join(", "))),
+                );
+            }
+        }
+    }
     check_tiers(&root, &tiers, &store_names, &source_names, &agent.default_tier);
     root.finish();
 

@@ -1,6 +1,7 @@
 //! A thing to capture. Each kind is one file that owns its table of the configuration, its way to capture, its check
 //! of what was captured and the commands that restore it by hand. A new kind is that file and one line in `KINDS`.
 
+mod chromadb;
 mod command;
 mod config_files;
 mod directory;
@@ -20,6 +21,7 @@ use tokio::runtime::Handle;
 use crate::archive::compress::Staged;
 use crate::archive::tree::{Exclude, TreeError, TreeReport};
 use crate::cancel::{Cancel, Interrupted};
+use crate::chroma::ChromaError;
 use crate::config::Section;
 use crate::docker::hold::{HoldError, Holds, InUse};
 use crate::docker::{Container, Docker, DockerError, Limits, Selector};
@@ -40,6 +42,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("config_files", config_files::KIND),
     ("postgres", postgres::KIND),
     ("redis", redis::KIND),
+    ("chromadb", chromadb::KIND),
     ("volume", volume::KIND),
     (MODELS, ollama::KIND),
 ];
@@ -67,6 +70,11 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Tiers that its configuration names.
+    fn tiers(&self) -> &[String] {
+        &[]
+    }
+
     /// Whether it compares what it finds with the last run.
     fn compares(&self) -> bool {
         false
@@ -85,6 +93,8 @@ pub trait Source: Send + Sync {
 
 /// What a source may use.
 pub struct Context<'a> {
+    /// The tier of this run.
+    pub tier: &'a str,
     pub cancel: &'a Cancel,
     pub monitor: &'a dyn Monitor,
     pub runtime: &'a Handle,
@@ -148,6 +158,8 @@ pub enum SourceError {
     #[error(transparent)]
     Tree(TreeError),
     #[error(transparent)]
+    Chroma(ChromaError),
+    #[error(transparent)]
     Hold(HoldError),
     #[error(transparent)]
     Staging(#[from] StagingError),
@@ -189,6 +201,15 @@ impl From<ProcessError> for SourceError {
     }
 }
 
+impl From<ChromaError> for SourceError {
+    fn from(e: ChromaError) -> Self {
+        match e {
+            ChromaError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Chroma(e),
+        }
+    }
+}
+
 impl From<MountError> for SourceError {
     fn from(e: MountError) -> Self {
         match e {
@@ -219,6 +240,7 @@ impl Hint for SourceError {
             Self::Process(e) => e.hint(),
             Self::Tree(e) => e.hint(),
             Self::Hold(e) => e.hint(),
+            Self::Chroma(e) => e.hint(),
             Self::Staging(e) => e.hint(),
             Self::Secret(e) => e.hint(),
             Self::Mount(e) => e.hint(),
@@ -380,6 +402,19 @@ pub(crate) fn exclude(s: &Section<'_>) -> Exclude {
         s.problem("exclude", format!("{pattern:?} is not a pattern: {why}"), None);
         Exclude::default()
     })
+}
+
+/// Data that goes with its container, and the line of the Compose file that mends it.
+fn layer_warning(container: &Container, path: &str) -> String {
+    let volumes = match container.volumes().as_slice() {
+        [] => String::new(),
+        some => format!(" (now it has {})", some.join(", ")),
+    };
+    format!(
+        "{path} lies in the container's own layer and is lost when {} is removed: mount a volume there in the Compose \
+         file, under volumes: - NAME:{path}{volumes}",
+        container.name
+    )
 }
 
 /// What a tree holds, for the manifest.

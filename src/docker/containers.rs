@@ -74,6 +74,8 @@ pub struct Container {
     pub env: BTreeMap<String, String>,
     /// Entry point, command and arguments.
     pub args: Vec<String>,
+    /// Directory that its program is started in.
+    pub working_dir: String,
     pub labels: BTreeMap<String, String>,
     pub(super) mounts: Vec<Mount>,
 }
@@ -90,6 +92,12 @@ impl Container {
     /// Compose project that it belongs to.
     pub fn project(&self) -> Option<&str> {
         self.labels.get(PROJECT).map(String::as_str)
+    }
+
+    /// Its volumes and where they are mounted, for a person: `chroma_data at /data`.
+    pub fn volumes(&self) -> Vec<String> {
+        let volumes = self.mounts.iter().filter(|m| m.kind == MountKind::Volume);
+        volumes.map(|m| format!("{} at {}", m.volume, m.destination)).collect()
     }
 
     /// Whether anything in it can run now or soon, and so can write.
@@ -262,6 +270,7 @@ fn convert(raw: ContainerInspectResponse) -> Container {
         addresses: if of_host { vec!["127.0.0.1".to_owned()] } else { own },
         env,
         args,
+        working_dir: config.working_dir.unwrap_or_default(),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         mounts,
     }

@@ -393,6 +393,7 @@ fn holds<'a>(setup: &Setup, world: &World<'a>) -> Holds<'a> {
 
 fn context<'a>(
     setup: &'a Setup,
+    tier: &'a str,
     world: &'a World<'a>,
     docker: &'a Result<Docker, DockerError>,
     holds: &'a Holds<'a>,
@@ -400,6 +401,7 @@ fn context<'a>(
     previous: Option<&'a Map<String, Value>>,
 ) -> Context<'a> {
     Context {
+        tier,
         cancel: world.cancel,
         monitor: world.monitor,
         runtime: world.runtime,

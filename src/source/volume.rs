@@ -5,7 +5,8 @@
 use serde_json::json;
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree, container_facts, tree_facts,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree, container_facts,
+    layer_warning, tree_facts,
 };
 use crate::archive::tree::Unwatched;
 use crate::config::Section;
@@ -71,7 +72,7 @@ impl Volume {
         let place = docker.place(&container, path)?;
         let mut warnings = Vec::new();
         if matches!(place.seat, Seat::Layer { .. }) {
-            warnings.push(in_layer(&container.name, path));
+            warnings.push(layer_warning(&container, path));
         }
         if let Some(volume) = &self.volume {
             let meant = docker.find_volume(volume)?;
@@ -85,15 +86,6 @@ impl Volume {
         }
         Ok((Some(container), place, warnings))
     }
-}
-
-/// Data that goes with its container, and the line that mends it.
-fn in_layer(container: &str, path: &str) -> String {
-    format!(
-        "{path} lies in the container's own layer and is lost when {} is removed: mount a volume there in the Compose \
-         file, in volumes: - NAME:{path}",
-        container
-    )
 }
 
 impl Source for Volume {
@@ -154,15 +146,4 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
 
 fn restore(name: &str, component: &Component) -> String {
     held_copy::guide(name, component)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mend_names_the_line_of_the_compose_file() {
-        
-        assert!(in_layer("chroma", "/data").contains("volumes: - NAME:/data"));
-    }
 }

@@ -61,7 +61,7 @@ pub(super) fn all<'a>(
             let index = next.fetch_add(1, Ordering::SeqCst);
             let Some(configured) = plan.selected.get(index) else { return done };
             let previous = previous.get(configured.name.as_str());
-            let context = context(setup, world, docker, holds, &own_dirs, previous);
+            let context = context(setup, plan.tier.name.as_str(), world, docker, holds, &own_dirs, previous);
             done.push((index, one(configured, &context, staging, world)));
         }
     };

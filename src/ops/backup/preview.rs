@@ -55,7 +55,7 @@ pub fn preview(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Resul
     let holds = holds(setup, world);
     let mut components = Vec::new();
     for s in &plan.selected {
-        let context = context(setup, world, &docker, &holds, &own_dirs, None);
+        let context = context(setup, plan.tier.name.as_str(), world, &docker, &holds, &own_dirs, None);
         let (bytes_in, failure) = match s.source.probe(&context) {
             Ok(bytes) => (bytes, None),
             Err(SourceError::Interrupted(i)) => return Err(i),
