@@ -28,6 +28,7 @@ pub mod redact;
 // Floor 2, seams: the only code that touches the world.
 pub mod archive;
 pub mod catalog;
+pub mod change;
 pub mod chroma;
 pub mod delivery;
 pub mod docker;

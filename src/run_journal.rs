@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::change::Change;
 use crate::hint::Hint;
 
 const FILE: &str = "run.journal";
@@ -56,8 +57,8 @@ impl Held {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Step {
-    /// First line: which run, and where its engine is.
-    Run { pid: u32, socket: String },
+    /// First line: which run, and where its engine is if it uses one.
+    Run { pid: u32, socket: Option<String> },
     /// A container is going to be held.
     Hold(Held),
     /// It runs again, or is gone for good.
@@ -66,6 +67,14 @@ pub enum Step {
     Helper { name: String },
     /// It is removed.
     HelperRemoved { name: String },
+    /// Something new is going to be made beside live data, of no use without us.
+    Scratch { component: String, path: PathBuf },
+    /// Live data is going to be changed.
+    Change { component: String, change: Change },
+    /// The change is good: from here on it is finished, and not undone any more.
+    Committed { component: String },
+    /// The change is finished or undone, and nothing of it is left.
+    Settled { component: String },
 }
 
 /// What a run has left to undo.
@@ -73,7 +82,20 @@ pub enum Step {
 pub struct Pending {
     pub socket: Option<String>,
     pub held: Vec<Held>,
+    /// All containers that the run ever held, also those that it let go again.
+    pub touched: Vec<Held>,
     pub helpers: Vec<String>,
+    /// Component and path of what was made beside live data.
+    pub scratch: Vec<(String, PathBuf)>,
+    pub changes: Vec<PendingChange>,
+}
+
+/// A change of live data that was not brought to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingChange {
+    pub component: String,
+    pub change: Change,
+    pub committed: bool,
 }
 
 impl Pending {
@@ -81,18 +103,40 @@ impl Pending {
         let mut pending = Self::default();
         for step in steps {
             match step {
-                Step::Run { socket, .. } => pending.socket = Some(socket),
-                Step::Hold(held) => pending.held.push(held),
+                Step::Run { socket, .. } => pending.socket = socket,
+                Step::Hold(held) => {
+                    pending.touched.retain(|h| h.id != held.id);
+                    pending.touched.push(held.clone());
+                    pending.held.push(held);
+                }
                 Step::Released { id } => pending.held.retain(|h| h.id != id),
                 Step::Helper { name } => pending.helpers.push(name),
                 Step::HelperRemoved { name } => pending.helpers.retain(|h| *h != name),
+                Step::Scratch { component, path } => pending.scratch.push((component, path)),
+                Step::Change { component, change } => {
+                    // What lay beside is part of the change now, and may be the old data.
+                    pending.scratch.retain(|(c, _)| *c != component);
+                    pending.changes.push(PendingChange { component, change, committed: false });
+                }
+                Step::Committed { component } => {
+                    for change in pending.changes.iter_mut().filter(|c| c.component == component) {
+                        change.committed = true;
+                    }
+                }
+                Step::Settled { component } => {
+                    pending.scratch.retain(|(c, _)| *c != component);
+                    pending.changes.retain(|c| c.component != component);
+                }
             }
         }
         pending
     }
 
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.helpers.is_empty()
+        self.held.is_empty()
+            && self.helpers.is_empty()
+            && self.scratch.is_empty()
+            && self.changes.is_empty()
     }
 }
 
@@ -232,12 +276,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = RunJournal::new(dir.path());
         assert!(journal.pending().unwrap().is_empty());
-        journal.record(&Step::Run { pid: 7, socket: "/s".into() }).unwrap();
+        journal.record(&Step::Run { pid: 7, socket: Some("/s".into()) }).unwrap();
         journal.record(&Step::Hold(held("a"))).unwrap();
         journal.record(&Step::Helper { name: "h".into() }).unwrap();
         journal.record(&Step::Hold(held("b"))).unwrap();
         journal.record(&Step::Released { id: "a".into() }).unwrap();
-        let want = Pending { socket: Some("/s".into()), held: vec![held("b")], helpers: vec!["h".into()] };
+        let want = Pending {
+            socket: Some("/s".into()),
+            held: vec![held("b")],
+            touched: vec![held("a"), held("b")],
+            helpers: vec!["h".into()],
+            ..Pending::default()
+        };
         assert_eq!(journal.finish().unwrap(), want);
         assert_eq!(RunJournal::new(dir.path()).pending().unwrap(), want);
         journal.record(&Step::Released { id: "b".into() }).unwrap();
@@ -253,6 +303,21 @@ mod tests {
         assert_eq!(held.unsettled(at(5)), Duration::from_secs(10));
         assert_eq!(held.unsettled(at(500)), Duration::ZERO);
         assert_eq!(held.unsettled(at(-500)), Duration::from_secs(15));
+    }
+
+    #[test]
+    fn old_data_beside_is_never_taken_for_scratch() {
+        let change = Change::Within { root: "/r".into(), carried: Vec::new() };
+        let component = || "docs".to_owned();
+        let mut steps = vec![Step::Scratch { component: component(), path: "/r/new".into() }];
+        assert_eq!(Pending::of(steps.clone()).scratch.len(), 1);
+        steps.push(Step::Change { component: component(), change });
+        let pending = Pending::of(steps.clone());
+        assert!(pending.scratch.is_empty() && !pending.changes[0].committed);
+        steps.push(Step::Committed { component: component() });
+        assert!(Pending::of(steps.clone()).changes[0].committed);
+        steps.push(Step::Settled { component: component() });
+        assert!(Pending::of(steps).is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ const FLOORS: [&[&str]; 5] = [
     &[
         "archive",
         "catalog",
+        "change",
         "chroma",
         "delivery",
         "docker",

@@ -149,6 +149,16 @@ impl<'a> Holds<'a> {
         Ok(InUse { holds: self, id: id.to_owned() })
     }
 
+    /// The journal of this run, for steps that are not about containers.
+    pub fn journal(&self) -> &RunJournal {
+        &self.journal
+    }
+
+    /// Begins the journal of a run that changes something before, or without, holding a container.
+    pub fn begin_alone(&self) -> Result<(), HoldError> {
+        self.begin(None)
+    }
+
     /// Holds every container that can write at `place`, for at most `limit`. Nothing to hold is fine.
     pub fn hold(
         &self,
@@ -256,7 +266,7 @@ impl<'a> Holds<'a> {
             _ => return Ok(()),
         }
         let known =
-            self.begin(docker).and_then(|()| Ok(self.journal.record(&Step::Hold(container.to_held(how)))?));
+            self.begin(Some(docker)).and_then(|()| Ok(self.journal.record(&Step::Hold(container.to_held(how)))?));
         if known.is_err() {
             self.enter(&container.id, Phase::Reserved);
             return known;
@@ -277,10 +287,10 @@ impl<'a> Holds<'a> {
     }
 
     /// Before the first act of the run: its first line in the journal, and its guardian.
-    fn begin(&self, docker: &Docker) -> Result<(), HoldError> {
+    fn begin(&self, docker: Option<&Docker>) -> Result<(), HoldError> {
         let mut table = self.table();
         if !table.begun {
-            let (pid, socket) = (std::process::id(), docker.address().to_owned());
+            let (pid, socket) = (std::process::id(), docker.map(|d| d.address().to_owned()));
             self.journal.record(&Step::Run { pid, socket })?;
             let (exe, arguments) = &self.guard;
             table.guardian = Guardian::start(exe, arguments).map_err(HoldError::Guardian)?;
@@ -301,7 +311,7 @@ impl<'a> Holds<'a> {
             Some(image) => image.to_owned(),
             None => docker.any_image().map_err(HoldError::from)?,
         };
-        self.begin(docker)?;
+        self.begin(Some(docker))?;
         let number = {
             let mut table = self.table();
             table.last += 1;

@@ -158,7 +158,7 @@ impl Source for Sqlite {
 fn examine(path: &Path) -> Result<Map<String, Value>, String> {
     let wrong = |e: rusqlite::Error| e.to_string();
     // immutable: the copy may carry the mark of a write-ahead log that it does not have.
-    let uri = format!("file:{}?immutable=1", percent(path));
+    let uri = format!("file:{}?immutable=1", super::percent(path));
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(uri, flags).map_err(wrong)?;
@@ -185,20 +185,6 @@ fn examine(path: &Path) -> Result<Map<String, Value>, String> {
         counts.insert(table, json!(count));
     }
     Ok(Map::from_iter([("rows".to_owned(), Value::Object(counts))]))
-}
-
-/// A path for an SQLite URI.
-fn percent(path: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    let mut out = String::new();
-    for b in path.as_os_str().as_bytes() {
-        if b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-') {
-            out.push(*b as char);
-        } else {
-            out.push_str(&format!("%{b:02X}"));
-        }
-    }
-    out
 }
 
 fn check(member: &mut Member<'_>) -> Result<(), CheckError> {

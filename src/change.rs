@@ -1,0 +1,609 @@
+//! Putting restored data in place, so that it can be taken back: by whoever did it, or after a kill by whoever reads the
+//! journal. What could go wrong: a directory that is half old and half new. So the new data lies complete beside the old
+//! before anything changes, one exchange of names does it where the file system can, and every other way is a row of
+//! renames that is finished or reversed as a whole.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, OpenFlags};
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::hint::Hint;
+
+/// Names in a directory that is changed from within: the new data, and the old.
+pub const NEW: &str = ".tars-restore-new";
+const OLD: &str = ".tars-restore-old";
+
+/// What is done to live data. Everything that undoing it takes is in here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "way", rename_all = "snake_case")]
+pub enum Change {
+    /// Two directories exchange their names.
+    Exchange {
+        live: PathBuf,
+        beside: PathBuf,
+        /// Device and inode of the new tree: which of the two it is now.
+        new: (u64, u64),
+        /// There was nothing at the live path.
+        absent: bool,
+        /// What the backup leaves out, and is taken over from the old tree: paths below it.
+        carried: Vec<PathBuf>,
+    },
+    /// The entries of a directory that cannot be renamed itself (a mount point).
+    Within { root: PathBuf, carried: Vec<PathBuf> },
+    /// An SQLite database, changed by SQLite itself. `old` is a copy of it; None where there was none.
+    Sqlite { live: PathBuf, new: PathBuf, old: Option<PathBuf> },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error("cannot {what} {path}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path}: {what}")]
+    Sqlite {
+        path: PathBuf,
+        what: &'static str,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("{path} is locked by another program")]
+    Locked { path: PathBuf },
+}
+
+impl Hint for ChangeError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Locked { path } => {
+                Some(format!("stop what uses it (fuser -v {}), then again", path.display()))
+            }
+            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("make room on the disk of the data".into())
+            }
+            Self::File { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                Some("it is read-only: mount -o remount,rw, or restore elsewhere with --to".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ChangeError {
+    let path = path.to_owned();
+    move |source| ChangeError::File { what, path, source }
+}
+
+fn errno(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> ChangeError {
+    let failed = failed(what, path);
+    move |e| failed(e.into())
+}
+
+fn id_of(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
+}
+
+fn look(path: &Path) -> Result<Option<Metadata>, ChangeError> {
+    match path.symlink_metadata() {
+        Ok(meta) => Ok(Some(meta)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed("look at", path)(e)),
+    }
+}
+
+/// Where the new data of a directory is unpacked: on the same file system, out of sight.
+pub fn beside(live: &Path, id: &str) -> PathBuf {
+    if is_mount_point(live) {
+        return live.join(NEW);
+    }
+    let mut name = std::ffi::OsString::from(".");
+    name.push(live.file_name().unwrap_or_default());
+    name.push(format!(".tars-restore-{id}"));
+    live.parent().unwrap_or(Path::new("/")).join(name)
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let (Ok(own), Some(parent)) = (path.symlink_metadata(), path.parent()) else { return false };
+    if parent.metadata().is_ok_and(|p| p.dev() != own.dev()) {
+        return true;
+    }
+    // A directory that is bound to a place of its own file system has the same device.
+    let Ok(table) = std::fs::read_to_string("/proc/self/mountinfo") else { return false };
+    let wanted = path.to_string_lossy();
+    table.lines().filter_map(|l| l.split(' ').nth(4)).any(|at| unescape(at) == wanted)
+}
+
+/// `\040` and its like, as the kernel writes blanks.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// How the tree at `beside` will come to `live`.
+pub fn plan_directory(live: &Path, beside: &Path, carried: Vec<PathBuf>) -> Result<Change, ChangeError> {
+    if beside == live.join(NEW) {
+        return Ok(Change::Within { root: live.to_owned(), carried });
+    }
+    let new = look(beside)?.ok_or_else(|| failed("look at", beside)(io::ErrorKind::NotFound.into()))?;
+    let absent = look(live)?.is_none();
+    Ok(Change::Exchange {
+        live: live.to_owned(),
+        beside: beside.to_owned(),
+        new: id_of(&new),
+        absent,
+        carried,
+    })
+}
+
+impl Change {
+    /// Makes the new data live. Whatever fails, `undo` is to be called.
+    pub fn apply(&self) -> Result<(), ChangeError> {
+        match self {
+            Self::Exchange { live, beside, absent, carried, .. } => {
+                carry(live, beside, carried)?;
+                let flags = if *absent { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
+                rustix::fs::renameat_with(CWD, beside, CWD, live, flags)
+                    .map_err(errno("put the new data at", live))?;
+                sync_parent(live)
+            }
+            Self::Within { root, carried } => {
+                let (new, old) = (root.join(NEW), root.join(OLD));
+                carry(root, &new, carried)?;
+                make_like(root, &old)?;
+                move_all(root, &old)?;
+                let half = old.join(HALF);
+                File::create(&half).and_then(|f| f.sync_all()).map_err(failed("write", &half))?;
+                sync(&old)?;
+                move_all(&new, root)?;
+                copy_attributes(&new, root)?;
+                sync(root)
+            }
+            Self::Sqlite { live, new, old } => {
+                if old.is_none() {
+                    let flags = RenameFlags::NOREPLACE;
+                    rustix::fs::renameat_with(CWD, new, CWD, live, flags)
+                        .map_err(errno("put the new database at", live))?;
+                    return sync_parent(live);
+                }
+                load(new, live)
+            }
+        }
+    }
+
+    /// Makes the old data live again, however far `apply` came, and removes the new.
+    pub fn undo(&self) -> Result<(), ChangeError> {
+        match self {
+            Self::Exchange { live, beside, new, absent, carried } => {
+                let is_new = look(live)?.is_some_and(|m| id_of(&m) == *new);
+                if is_new {
+                    let flags = if *absent { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
+                    rustix::fs::renameat_with(CWD, live, CWD, beside, flags)
+                        .map_err(errno("put the old data back to", live))?;
+                    sync_parent(live)?;
+                }
+                uncarry(beside, live, carried)?;
+                // Only the new tree may go: never what carries the old data.
+                match look(beside)? {
+                    Some(m) if id_of(&m) == *new => remove(beside),
+                    _ => Ok(()),
+                }
+            }
+            Self::Within { root, carried } => {
+                let (new, old) = (root.join(NEW), root.join(OLD));
+                if look(&old)?.is_some() {
+                    // Without the marker, whatever is in the root is old and has not moved out yet.
+                    if look(&old.join(HALF))?.is_some() {
+                        move_all(root, &new)?;
+                        remove_file(&old.join(HALF))?;
+                        sync(&old)?;
+                    }
+                    move_all(&old, root)?;
+                    copy_attributes(&old, root)?;
+                    remove(&old)?;
+                }
+                uncarry(&new, root, carried)?;
+                remove(&new)?;
+                sync(root)
+            }
+            Self::Sqlite { live, new, old } => {
+                match old {
+                    Some(old) => {
+                        load(old, live)?;
+                        remove_file(old)?;
+                    }
+                    // `new` is still there unless it went live.
+                    None if look(new)?.is_none() => remove_file(live)?,
+                    None => {}
+                }
+                remove_file(new)
+            }
+        }
+    }
+
+    /// Removes the old data. The new is live and good.
+    pub fn finish(&self) -> Result<(), ChangeError> {
+        match self {
+            Self::Exchange { live, beside, new, .. } => {
+                let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
+                if went_live { remove(beside) } else { Ok(()) }
+            }
+            Self::Within { root, .. } => {
+                remove(&root.join(OLD))?;
+                remove(&root.join(NEW))
+            }
+            Self::Sqlite { new, old, .. } => {
+                if let Some(old) = old {
+                    remove_file(old)?;
+                }
+                remove_file(new)
+            }
+        }
+    }
+
+    /// Where the old data lies after `apply`, for a person who wants to keep it.
+    pub fn old_at(&self) -> Option<PathBuf> {
+        match self {
+            Self::Exchange { beside, absent: false, .. } => Some(beside.clone()),
+            Self::Exchange { .. } => None,
+            Self::Within { root, .. } => Some(root.join(OLD)),
+            Self::Sqlite { old, .. } => old.clone(),
+        }
+    }
+}
+
+/// In the old directory once it is complete: from then on, what is in the root is new.
+const HALF: &str = ".tars-restore-half";
+
+fn carry(from: &Path, to: &Path, carried: &[PathBuf]) -> Result<(), ChangeError> {
+    for path in carried {
+        if look(&from.join(path))?.is_none() {
+            continue;
+        }
+        let target = to.join(path);
+        make_parents(from, to, path)?;
+        match rustix::fs::renameat_with(CWD, from.join(path), CWD, &target, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            // Gone since it was listed.
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(errno("take over", &from.join(path))(e)),
+        }
+    }
+    Ok(())
+}
+
+fn uncarry(from: &Path, to: &Path, carried: &[PathBuf]) -> Result<(), ChangeError> {
+    for path in carried {
+        match rustix::fs::renameat_with(CWD, from.join(path), CWD, to.join(path), RenameFlags::NOREPLACE) {
+            Ok(()) | Err(Errno::NOENT | Errno::EXIST) => {}
+            Err(e) => return Err(errno("give back", &to.join(path))(e)),
+        }
+    }
+    Ok(())
+}
+
+/// The directories above `path` below `to`, as they are below `from`.
+fn make_parents(from: &Path, to: &Path, path: &Path) -> Result<(), ChangeError> {
+    let mut parents: Vec<&Path> = path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
+    parents.reverse();
+    for parent in parents {
+        let target = to.join(parent);
+        if look(&target)?.is_none() {
+            make_private(&target)?;
+            copy_attributes(&from.join(parent), &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_private(path: &Path) -> Result<(), ChangeError> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(failed("make", path)),
+    }
+}
+
+/// Makes the directory `to` with the attributes of `like`: with all of them, or not at all.
+fn make_like(like: &Path, to: &Path) -> Result<(), ChangeError> {
+    let mut name = to.file_name().unwrap_or_default().to_owned();
+    name.push(".making");
+    let making = to.with_file_name(name);
+    make_private(&making)?;
+    copy_attributes(like, &making)?;
+    rustix::fs::renameat_with(CWD, &making, CWD, to, RenameFlags::NOREPLACE).map_err(errno("make", to))
+}
+
+/// Owner, mode and times of a directory.
+fn copy_attributes(from: &Path, to: &Path) -> Result<(), ChangeError> {
+    let meta = from.symlink_metadata().map_err(failed("look at", from))?;
+    chown(to, Some(meta.uid()), Some(meta.gid())).map_err(failed("give an owner to", to))?;
+    std::fs::set_permissions(to, meta.permissions()).map_err(failed("set the mode of", to))?;
+    let times = std::fs::FileTimes::new()
+        .set_modified(meta.modified().map_err(failed("look at", from))?)
+        .set_accessed(meta.accessed().map_err(failed("look at", from))?);
+    File::open(to).and_then(|f| f.set_times(times)).map_err(failed("set the time of", to))
+}
+
+/// Names in a directory, ours left out; None when it is not there.
+fn names(dir: &Path) -> Result<Option<Vec<std::ffi::OsString>>, ChangeError> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed("list", dir))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed("list", dir))?.file_name();
+        if ![NEW, OLD, HALF, ".tars-restore-old.making"].iter().any(|own| name == *own) {
+            names.push(name);
+        }
+    }
+    Ok(Some(names))
+}
+
+fn move_all(from: &Path, to: &Path) -> Result<(), ChangeError> {
+    for name in names(from)?.unwrap_or_default() {
+        let (a, b) = (from.join(&name), to.join(&name));
+        rustix::fs::renameat_with(CWD, &a, CWD, &b, RenameFlags::NOREPLACE).map_err(errno("move", &a))?;
+    }
+    sync(to)
+}
+
+fn remove(dir: &Path) -> Result<(), ChangeError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed("remove", dir)),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), ChangeError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed("remove", path)),
+    }
+}
+
+fn sync(dir: &Path) -> Result<(), ChangeError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync", dir))
+}
+
+fn sync_parent(path: &Path) -> Result<(), ChangeError> {
+    path.parent().map_or(Ok(()), sync)
+}
+
+/// Replaces the content of the database `to` by that of the file `from`, in one transaction of SQLite: whoever has it
+/// open sees the old or the new, and a crash leaves the old.
+fn load(from: &Path, to: &Path) -> Result<(), ChangeError> {
+    let wrong = |what: &'static str| {
+        let path = to.to_owned();
+        move |source: rusqlite::Error| match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                ChangeError::Locked { path }
+            }
+            _ => ChangeError::Sqlite { path, what, source },
+        }
+    };
+    let source = open_alone(from).map_err(wrong("the restored database cannot be read"))?;
+    let mut target = Connection::open(to).map_err(wrong("cannot be opened"))?;
+    target.busy_timeout(PATIENCE).map_err(wrong("cannot be opened"))?;
+    // Folds a write-ahead log into the file, and fails when somebody else uses one.
+    target
+        .pragma_update(None, "journal_mode", "DELETE")
+        .map_err(wrong("its write-ahead log cannot be closed"))?;
+    {
+        let backup = Backup::new(&source, &mut target).map_err(wrong("cannot be written"))?;
+        let started = std::time::Instant::now();
+        loop {
+            match backup.step(-1).map_err(wrong("cannot be written"))? {
+                StepResult::Done => break,
+                _ if started.elapsed() > PATIENCE => {
+                    return Err(ChangeError::Locked { path: to.to_owned() });
+                }
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+    target.close().map_err(|(_, e)| wrong("cannot be closed")(e))
+}
+
+/// How long another program may hold its lock.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A database file that nobody else uses; it may carry the mark of a write-ahead log that it does not have.
+fn open_alone(path: &Path) -> rusqlite::Result<Connection> {
+    let uri = format!("file:{}?immutable=1", crate::source::percent(path));
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(uri, flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// All files below a directory and what they hold.
+    fn tree(dir: &Path) -> BTreeMap<PathBuf, String> {
+        fn walk(dir: &Path, base: &Path, into: &mut BTreeMap<PathBuf, String>) {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.strip_prefix(base).unwrap().to_owned();
+                if path.is_dir() {
+                    into.insert(name, "dir".into());
+                    walk(&path, base, into);
+                } else {
+                    into.insert(name, std::fs::read_to_string(&path).unwrap());
+                }
+            }
+        }
+        let mut found = BTreeMap::new();
+        walk(dir, dir, &mut found);
+        found
+    }
+
+    fn fill(dir: &Path, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+    }
+
+    struct Case {
+        _dir: tempfile::TempDir,
+        live: PathBuf,
+        new: PathBuf,
+        change: Change,
+        before: BTreeMap<PathBuf, String>,
+    }
+
+    /// Old data with something excluded, new data beside it.
+    fn case(within: bool) -> Case {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("live");
+        let old = [
+            ("a", "old a"),
+            ("only-old", "x"),
+            ("deep/b", "old b"),
+            ("deep/cache/c", "kept"),
+            ("no/cache/d", "kept too"),
+        ];
+        fill(&live, &old);
+        let before = tree(&live);
+        let new = if within { live.join(NEW) } else { beside(&live, "1") };
+        fill(&new, &[("a", "new a"), ("deep/b", "new b"), ("only-new", "y")]);
+        let carried = vec!["deep/cache".into(), "no/cache".into(), "was/never".into()];
+        let change = plan_directory(&live, &new, carried).unwrap();
+        Case { _dir: dir, live, new, change, before }
+    }
+
+    fn is_new(live: &Path) {
+        let now = tree(live);
+        assert_eq!(now[Path::new("a")], "new a");
+        assert_eq!(now[Path::new("deep/b")], "new b");
+        assert_eq!(now[Path::new("deep/cache/c")], "kept");
+        assert_eq!(now[Path::new("no/cache/d")], "kept too");
+        assert!(!now.contains_key(Path::new("only-old")));
+    }
+
+    #[test]
+    fn the_new_data_goes_live_with_what_the_backup_left_out() {
+        for within in [false, true] {
+            let c = case(within);
+            c.change.apply().unwrap();
+            assert!(c.change.old_at().unwrap().exists());
+            c.change.finish().unwrap();
+            is_new(&c.live);
+            let parent = std::fs::read_dir(c.live.parent().unwrap()).unwrap().count();
+            assert_eq!(parent, 1, "something is left beside");
+            assert!(!c.live.join(OLD).exists() && !c.live.join(NEW).exists());
+            c.change.finish().unwrap();
+            is_new(&c.live);
+        }
+    }
+
+    #[test]
+    fn undoing_brings_back_exactly_what_was_there() {
+        for within in [false, true] {
+            for applied in [false, true] {
+                let c = case(within);
+                if applied {
+                    c.change.apply().unwrap();
+                }
+                c.change.undo().unwrap();
+                assert_eq!(tree(&c.live), c.before, "within {within}, applied {applied}");
+                assert!(!c.new.exists());
+                c.change.undo().unwrap();
+                assert_eq!(tree(&c.live), c.before, "twice");
+            }
+        }
+    }
+
+    /// Every state that a kill can leave between two renames of `Within`.
+    #[test]
+    fn a_change_within_is_undone_from_wherever_it_stopped() {
+        for moved_out in 0..=3 {
+            let c = case(true);
+            let (root, new, old) = (&c.live, c.live.join(NEW), c.live.join(OLD));
+            let Change::Within { carried, .. } = &c.change else { unreachable!() };
+            carry(root, &new, carried).unwrap();
+            make_like(root, &old).unwrap();
+            for name in names(root).unwrap().unwrap().into_iter().take(moved_out) {
+                std::fs::rename(root.join(&name), old.join(&name)).unwrap();
+            }
+            c.change.undo().unwrap();
+            assert_eq!(tree(root), c.before, "{moved_out} moved out");
+        }
+        for moved_in in 0..=3 {
+            let c = case(true);
+            let (root, new, old) = (&c.live, c.live.join(NEW), c.live.join(OLD));
+            let Change::Within { carried, .. } = &c.change else { unreachable!() };
+            carry(root, &new, carried).unwrap();
+            make_like(root, &old).unwrap();
+            move_all(root, &old).unwrap();
+            std::fs::write(old.join(HALF), "").unwrap();
+            for name in names(&new).unwrap().unwrap().into_iter().take(moved_in) {
+                std::fs::rename(new.join(&name), root.join(&name)).unwrap();
+            }
+            c.change.undo().unwrap();
+            assert_eq!(tree(root), c.before, "{moved_in} moved in");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_gone_comes_and_goes_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("live");
+        let new = beside(&live, "1");
+        fill(&new, &[("a", "new")]);
+        let change = plan_directory(&live, &new, Vec::new()).unwrap();
+        change.apply().unwrap();
+        assert_eq!(tree(&live).len(), 1);
+        assert_eq!(change.old_at(), None);
+        change.undo().unwrap();
+        assert!(!live.exists() && !new.exists());
+    }
+
+    fn database(path: &Path, value: &str, mode: &str) -> Connection {
+        let db = Connection::open(path).unwrap();
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        db.execute_batch("CREATE TABLE IF NOT EXISTS t(v); DELETE FROM t").unwrap();
+        db.execute("INSERT INTO t VALUES (?1)", [value]).unwrap();
+        db
+    }
+
+    fn value(db: &Connection) -> String {
+        db.query_row("SELECT v FROM t", [], |r| r.get(0)).unwrap()
+    }
+
+    #[test]
+    fn whoever_has_the_database_open_sees_the_new_data_or_stops_us() {
+        for mode in ["DELETE", "WAL"] {
+            let dir = tempfile::tempdir().unwrap();
+            let at = |name: &str| dir.path().join(name);
+            drop(database(&at("new"), "new", "DELETE"));
+            drop(database(&at("old"), "old", "DELETE"));
+            let application = database(&at("live"), "old", mode);
+            let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+            match (mode, change.apply()) {
+                ("DELETE", outcome) => {
+                    outcome.unwrap();
+                    assert_eq!(value(&application), "new");
+                    change.undo().unwrap();
+                    assert_eq!(value(&application), "old");
+                }
+                (_, outcome) => {
+                    assert!(matches!(outcome, Err(ChangeError::Locked { .. })), "{outcome:?}");
+                    assert_eq!(value(&application), "old");
+                }
+            }
+        }
+    }
+}
