@@ -56,6 +56,9 @@ pub struct CopyFacts {
     pub collections: Vec<CollectionFacts>,
     /// Directories beside the database that vectors of its collections lie in.
     pub segments: Vec<String>,
+    /// What is not as it should be, though no record is touched by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -94,10 +97,7 @@ pub fn facts(path: &Path) -> Result<CopyFacts, CopyError> {
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
-    let verdict: String = db.query_row("PRAGMA integrity_check(3)", [], |r| r.get(0))?;
-    if verdict != "ok" {
-        return Err(CopyError::Damaged(verdict));
-    }
+    let warnings = check(&db)?;
     for table in ["collections", "segments", "embeddings", "embeddings_queue", "max_seq_id"] {
         if !has_table(&db, table)? {
             return Err(CopyError::NotChroma(table));
@@ -120,7 +120,25 @@ pub fn facts(path: &Path) -> Result<CopyFacts, CopyError> {
     segments.sort();
     let mut databases: Vec<DatabaseFacts> = databases.into_values().collect();
     databases.sort();
-    Ok(CopyFacts { tenants, databases, collections, segments })
+    Ok(CopyFacts { tenants, databases, collections, segments, warnings })
+}
+
+/// The integrity check of SQLite. Its words about an index of texts are a warning only: a document with a NUL character
+/// is enough for them, servers work on with such an index, and it can be built anew from the documents.
+fn check(db: &Connection) -> Result<Vec<String>, CopyError> {
+    let mut statement = db.prepare("PRAGMA integrity_check(100)")?;
+    let lines: Vec<String> = statement.query_map([], |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let (texts, damage): (Vec<String>, Vec<String>) = lines
+        .into_iter()
+        .filter(|line| line != "ok")
+        .partition(|line| line.contains(" inverted index for FTS"));
+    if damage.is_empty() {
+        return Ok(texts
+            .iter()
+            .map(|t| format!("the index for searching in documents is not whole: {t}"))
+            .collect());
+    }
+    Err(CopyError::Damaged(damage.into_iter().take(3).collect::<Vec<_>>().join("; ")))
 }
 
 fn has_table(db: &Connection, name: &str) -> rusqlite::Result<bool> {
@@ -345,22 +363,45 @@ mod tests {
         let (at, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let path = database(at.path(), true, "256");
         let db = Connection::open(&path).unwrap();
-        // A cache of one page writes into the file long before the end of the transaction.
+        // A cache of few pages writes into the file long before the end of the transaction.
         db.execute_batch(
-            "PRAGMA cache_size = 1; BEGIN; DELETE FROM embeddings_queue;
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
-             INSERT INTO embeddings (segment_id, embedding_id) SELECT 'm', 'half' || i FROM n;",
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
+             INSERT INTO embeddings (segment_id, embedding_id) SELECT 'm', printf('%0100d', i) FROM n;
+             PRAGMA cache_size = 1; BEGIN; DELETE FROM embeddings WHERE id % 2 = 0;",
         )
         .unwrap();
         for name in [DATABASE, "chroma.sqlite3-journal"] {
             std::fs::copy(at.path().join(name), copy.path().join(name)).unwrap();
         }
         let whole = copy.path().join(DATABASE);
-        assert!(std::fs::metadata(&whole).unwrap().len() > 50_000, "the transaction is in the file");
-        assert_eq!(facts(&whole).unwrap().collections[0].records, 2);
+        let records = |facts: &CopyFacts| facts.collections[0].records;
+        assert_eq!(records(&facts(&whole).unwrap()), 5002);
         std::fs::copy(&path, &whole).unwrap();
-        let alone = facts(&whole);
-        assert!(!alone.is_ok_and(|f| f.collections[0].records == 2), "without its journal it is another one");
+        assert!(!facts(&whole).is_ok_and(|f| records(&f) == 5002), "without its journal it is another one");
+    }
+
+    #[test]
+    fn damage_is_an_error_and_a_bad_index_of_texts_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = database(dir.path(), true, "256");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(
+            "CREATE VIRTUAL TABLE embedding_fulltext_search USING fts5(string_value, tokenize='trigram');
+             INSERT INTO embedding_fulltext_search VALUES ('some text');",
+        )
+        .unwrap();
+        assert!(facts(&path).unwrap().warnings.is_empty());
+        db.execute_batch("UPDATE embedding_fulltext_search_content SET c0 = 'another one'").unwrap();
+        let found = facts(&path).unwrap();
+        assert_eq!((found.warnings.len(), found.collections[0].records), (1, 2), "{found:?}");
+        // An index that says something else than its table.
+        db.execute_batch(
+            "CREATE INDEX i ON embeddings (embedding_id); PRAGMA writable_schema = ON;
+             UPDATE sqlite_schema SET sql = 'CREATE INDEX i ON embeddings (segment_id)' WHERE name = 'i';",
+        )
+        .unwrap();
+        drop(db);
+        assert!(matches!(facts(&path), Err(CopyError::Damaged(_))));
     }
 
     #[test]

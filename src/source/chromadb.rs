@@ -403,6 +403,7 @@ impl Source for Chroma {
         let copied = copy.take(context, stage, &mut beside)?;
         let copy_facts = beside.facts().map_err(|problem| problem.for_copy_of(&place))?;
         warnings.extend(copied.warnings);
+        warnings.extend(copy_facts.warnings.iter().cloned());
         let mut wrong: Vec<String> = copied.report.incomplete().into_iter().collect();
 
         let mut facts = tree_facts(&copied.report);
