@@ -413,6 +413,21 @@ fn load(from: &Path, to: &Path) -> Result<(), ChangeError> {
     target.close().map_err(|(_, e)| wrong("cannot be closed")(e))
 }
 
+/// A copy of a database that may be in use, in the new file `to`.
+pub fn copy_database(from: &Path, to: &Path) -> Result<(), ChangeError> {
+    let wrong = |what: &'static str| {
+        let path = from.to_owned();
+        move |source| ChangeError::Sqlite { path, what, source }
+    };
+    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .map_err(wrong("the database that is there now cannot be read"))?;
+    let mut target = Connection::open(to).map_err(wrong("no copy of it can be made"))?;
+    Backup::new(&source, &mut target)
+        .and_then(|b| b.run_to_completion(4096, Duration::from_millis(5), None))
+        .map_err(wrong("no copy of it can be made"))?;
+    target.close().map_err(|(_, e)| wrong("no copy of it can be made")(e))
+}
+
 /// How long another program may hold its lock.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -7,6 +7,7 @@ mod config;
 mod inspect;
 mod manual;
 mod recover;
+mod restore;
 mod session;
 mod store;
 
@@ -35,6 +36,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Show(a) => inspect::show(&cli.global, a, sink),
         Command::Verify(a) => inspect::verify(&cli.global, a, sink),
         Command::Extract(a) => inspect::extract(&cli.global, a, sink),
+        Command::Restore(a) => restore::run(&cli.global, a, sink),
         Command::Recover => recover::run(&cli.global, sink),
         Command::Guardian(a) => recover::guardian(&cli.global, a, sink),
         Command::Store(a) => store::run(&cli.global, a, sink),

@@ -252,8 +252,7 @@ fn layer_of(container: &Container, local: bool, path: &Path) -> Result<tree::Ope
     let process = PathBuf::from(format!("/proc/{}", container.pid));
     let root = tree::Opened::below_root(&process.join("root"), path)?;
     // Asked after the directory was opened: a number that was given to another process by then shows its group.
-    let groups = std::fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-    if container.id.is_empty() || !groups.contains(&container.id) {
+    if !container.is_process_of_this_host() {
         return Err(hopeless("and its process cannot be told from others"));
     }
     Ok(root)

@@ -45,6 +45,7 @@ pub mod setup;
 pub mod source;
 pub mod staging;
 pub mod store;
+pub mod target;
 pub mod vault;
 
 // Floor 3, operations: one file per verb.

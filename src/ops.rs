@@ -5,6 +5,7 @@ pub mod extract;
 pub mod find;
 pub mod list;
 pub mod recover;
+pub mod restore;
 pub mod verify;
 
 use std::path::Path;

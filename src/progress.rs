@@ -23,6 +23,11 @@ pub enum What {
     ContainerHeld,
     ContainerReleased,
     ContainerLeft,
+    RestoreStarted,
+    RestoreReplaced,
+    RestoreUndone,
+    RestoreFailed,
+    RestoreFinished,
     StoreInitialised,
     Waiting,
 }
@@ -47,6 +52,11 @@ impl What {
             Self::ContainerHeld => "container.held",
             Self::ContainerReleased => "container.released",
             Self::ContainerLeft => "container.left",
+            Self::RestoreStarted => "restore.started",
+            Self::RestoreReplaced => "restore.replaced",
+            Self::RestoreUndone => "restore.undone",
+            Self::RestoreFailed => "restore.failed",
+            Self::RestoreFinished => "restore.finished",
             Self::StoreInitialised => "store.initialised",
             Self::Waiting => "lock.waiting",
         }
@@ -58,6 +68,7 @@ impl What {
             | Self::StoreFailed
             | Self::RunFailed
             | Self::VerifyBad
+            | Self::RestoreFailed
             | Self::ContainerLeft => Level::Error,
             Self::Warning | Self::LeftoverRemoved => Level::Warn,
             _ => Level::Info,

@@ -15,23 +15,29 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use rusqlite::{Connection, OpenFlags};
 use tokio::runtime::Handle;
 
 use crate::archive::compress::Staged;
-use crate::archive::tree::{Exclude, TreeError, TreeReport};
+use crate::archive::tree::{self, Exclude, TreeError, TreeReport};
+use crate::archive::unpack::UnpackError;
 use crate::cancel::{Cancel, Interrupted};
+use crate::change::ChangeError;
 use crate::chroma::ChromaError;
 use crate::config::Section;
 use crate::docker::hold::{HoldError, Holds, InUse};
-use crate::docker::{Container, Docker, DockerError, Limits, Selector};
+use crate::docker::{Container, Docker, DockerError, Limits, Place, Selector};
+use crate::held_copy::CopySettings;
 use crate::hint::Hint;
 use crate::id::Name;
 use crate::manifest::Component;
 use crate::mounts::MountError;
 use crate::process::ProcessError;
 use crate::progress::Monitor;
+use crate::run_journal::JournalError;
 use crate::staging::{Stage, StagingError};
+use crate::target::{Target, TreeTarget};
 use crate::vault::{SecretError, Vault};
 
 /// The kinds of sources, by the word that `type =` takes.
@@ -86,6 +92,16 @@ pub trait Source: Send + Sync {
     /// Looks whether the source is really there, without changing anything; bytes to be read where that is cheap to
     /// know.
     fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError>;
+
+    /// Where it goes back to; None for a kind that this version does not put back.
+    fn target(&self, _: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+        Ok(None)
+    }
+
+    /// Configuration files: members of the archive, and the live files that they are copies of.
+    fn references(&self, _: &Context<'_>, _: &Component) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
 
     /// Puts the state of the source into staging.
     fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError>;
@@ -173,6 +189,18 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot write {path}")]
+    Place {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Unpack(UnpackError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Change(#[from] ChangeError),
     #[error("cannot read {what}")]
     Read {
         what: String,
@@ -197,6 +225,15 @@ impl From<ProcessError> for SourceError {
         match e {
             ProcessError::Interrupted(i) => Self::Interrupted(i),
             e => Self::Process(e),
+        }
+    }
+}
+
+impl From<UnpackError> for SourceError {
+    fn from(e: UnpackError) -> Self {
+        match e {
+            UnpackError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Unpack(e),
         }
     }
 }
@@ -241,6 +278,12 @@ impl Hint for SourceError {
             Self::Tree(e) => e.hint(),
             Self::Hold(e) => e.hint(),
             Self::Chroma(e) => e.hint(),
+            Self::Unpack(e) => e.hint(),
+            Self::Journal(e) => e.hint(),
+            Self::Change(e) => e.hint(),
+            Self::Place { source, path } if source.kind() == io::ErrorKind::StorageFull => {
+                Some(format!("make room: df -h {}", path.display()))
+            }
             Self::Staging(e) => e.hint(),
             Self::Secret(e) => e.hint(),
             Self::Mount(e) => e.hint(),
@@ -392,6 +435,29 @@ fn selector(name: &Name, s: &Section<'_>) -> Selector {
     }
 }
 
+/// A place of containers as a target of a restore.
+fn place_target(
+    place: Place,
+    inside: Option<&str>,
+    copy: &CopySettings,
+) -> Result<Option<Box<dyn Target>>, SourceError> {
+    let what = place.describe();
+    let Some(base) = &place.base else {
+        return Err(SourceError::hinted(
+            what,
+            "it cannot be reached without the engine, so nothing can be put in place there as a whole",
+            "restore it elsewhere with --to DIR, then follow RESTORE.md",
+        ));
+    };
+    // The last part may not be there any more; what is above it must be, and no link may lead away.
+    let live = match tree::beneath(base, &place.rest) {
+        Err(TreeError::NoRoot { .. }) => base.join(&place.rest),
+        other => other?,
+    };
+    let exclude = copy.exclude.clone();
+    Ok(Some(Box::new(TreeTarget { live, what, place: Some(place), inside: inside.map(str::to_owned), exclude })))
+}
+
 /// What a source leaves out.
 pub(crate) fn exclude(s: &Section<'_>) -> Exclude {
     let patterns = s.texts(
@@ -432,6 +498,39 @@ fn tree_facts(report: &TreeReport) -> Map<String, Value> {
         facts.insert(key.into(), value.into());
     }
     facts
+}
+
+/// Integrity and counts of a database file that nobody else uses; the text says what is wrong.
+pub(crate) fn examine_sqlite(path: &Path) -> Result<Map<String, Value>, String> {
+    let wrong = |e: rusqlite::Error| e.to_string();
+    // immutable: the copy may carry the mark of a write-ahead log that it does not have.
+    let uri = format!("file:{}?immutable=1", percent(path));
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(uri, flags).map_err(wrong)?;
+    let verdict: String = db.query_row("PRAGMA integrity_check(3)", [], |r| r.get(0)).map_err(wrong)?;
+    if verdict != "ok" {
+        return Err(format!("integrity check: {verdict}"));
+    }
+    let mut tables: Vec<String> = Vec::new();
+    let mut statement = db
+        .prepare(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
+             AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name",
+        )
+        .map_err(wrong)?;
+    let rows = statement.query_map([], |r| r.get(0)).map_err(wrong)?;
+    for name in rows {
+        tables.push(name.map_err(wrong)?);
+    }
+    let mut counts = Map::new();
+    for table in tables {
+        let quoted = table.replace('"', "\"\"");
+        let count: i64 =
+            db.query_row(&format!("SELECT count(*) FROM \"{quoted}\""), [], |r| r.get(0)).map_err(wrong)?;
+        counts.insert(table, json!(count));
+    }
+    Ok(Map::from_iter([("rows".to_owned(), Value::Object(counts))]))
 }
 
 /// A path for an SQLite URI.

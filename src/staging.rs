@@ -141,6 +141,43 @@ impl Drop for Staging {
     }
 }
 
+/// A private directory that goes when its work is over, however it ends.
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// In staging, where the next run sweeps it if we are killed.
+    pub fn create(root: &Path, id: &str) -> Result<Self, StagingError> {
+        make_private(root)?;
+        Self::make(root.join(format!("{RUN_PREFIX}{id}")))
+    }
+
+    /// Where programs put what they need for a moment, for those that must leave no trace.
+    pub fn temporary() -> Result<Self, StagingError> {
+        Self::make(std::env::temp_dir().join(format!("tars-backup-{}", std::process::id())))
+    }
+
+    fn make(path: PathBuf) -> Result<Self, StagingError> {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| StagingError::Unusable { path: path.clone(), source })?;
+        Ok(Self { path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next run.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
 /// Where a source puts its files.
 pub struct Stage<'a> {
     staging: &'a Staging,

@@ -29,6 +29,7 @@ const FLOORS: [&[&str]; 5] = [
         "source",
         "staging",
         "store",
+        "target",
         "vault",
     ],
     &["ops"],

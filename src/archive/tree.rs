@@ -173,6 +173,12 @@ impl TreeReport {
         .collect()
     }
 
+    /// Everything but the root itself.
+    pub fn entries_below(&self) -> u64 {
+        let plain = self.files + self.symlinks + self.fifos + self.skipped.count;
+        plain + self.directories.saturating_sub(1)
+    }
+
     /// Set when something could not be read: what is archived is then not all of it.
     pub fn incomplete(&self) -> Option<String> {
         self.unreadable.sentence("unreadable")
@@ -223,6 +229,30 @@ pub fn inventory(root: &Path, rules: &TreeRules, cancel: &Cancel) -> Result<Inve
     let mut surveyor = Surveyor { hasher: Sha256::new() };
     let report = walk(root, rules, cancel, &mut surveyor)?;
     Ok(Inventory { report, digest: hex::encode(surveyor.hasher.finalize()) })
+}
+
+/// What a backup of the tree leaves out, as paths below `root`: what the patterns hide, sockets and devices.
+pub fn left_out(root: &Path, exclude: &Exclude, cancel: &Cancel) -> Result<Vec<PathBuf>, TreeError> {
+    let mut found = Vec::new();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(dir) = waiting.pop() {
+        cancel.check()?;
+        let path = root.join(&dir);
+        let fail = |source| TreeError::Root { path: path.clone(), source };
+        for entry in std::fs::read_dir(&path).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let below = dir.join(entry.file_name());
+            let kind = entry.file_type().map_err(fail)?;
+            if exclude.hides(below.as_os_str().as_bytes()) {
+                found.push(below);
+            } else if kind.is_dir() {
+                waiting.push(below);
+            } else if !kind.is_file() && !kind.is_symlink() && !std::os::unix::fs::FileTypeExt::is_fifo(&kind) {
+                found.push(below);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// An entry that the walk found. Its parent is open; the entry itself is not.

@@ -57,6 +57,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Copy files out of a backup's archive
     Extract(ExtractArgs),
+    /// Bring components of a backup back
+    Restore(RestoreArgs),
     /// Undo what a killed run left: containers that it held, files that it staged
     Recover,
     /// Prepare and test stores
@@ -71,6 +73,58 @@ pub enum Command {
     ProbePath { path: PathBuf },
     #[command(name = crate::guardian::COMMAND, hide = true)]
     Guardian(GuardianArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Name of the backup, or the path of its archive
+    #[arg(required_unless_present_any = ["latest", "backup_file"], conflicts_with_all = ["latest", "backup_file"])]
+    pub backup: Option<String>,
+    /// The newest backup that lacks nothing critical
+    #[arg(long, conflicts_with = "backup_file")]
+    pub latest: bool,
+    /// An archive that lies as a file on this machine, its small files beside it
+    #[arg(long, value_name = "FILE")]
+    pub backup_file: Option<PathBuf>,
+    /// Only from this store
+    #[arg(long, value_name = "STORE")]
+    pub from: Option<String>,
+    /// Only backups of this host
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Only these components (comma-separated or repeated)
+    #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
+    pub component: Vec<String>,
+    /// All but these components
+    #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
+    pub skip: Vec<String>,
+    /// Put the archived configuration files beside the live ones, as FILE.reference
+    #[arg(long)]
+    pub restore_config: bool,
+    /// Write the data below this directory, and touch nothing else
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Fetch and check everything and show the plan; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long, alias = "force")]
+    pub yes: bool,
+    /// Make no backup of what is there now
+    #[arg(long)]
+    pub no_safety_backup: bool,
+    /// Do not compare digests and counts; names in the archive are checked all the same
+    #[arg(long)]
+    pub skip_validation: bool,
+    /// Also take a backup that lacks critical components, and components that are incomplete
+    #[arg(long)]
+    pub allow_partial: bool,
+    /// Leave a component that failed as it is, for a person
+    #[arg(long)]
+    pub keep: bool,
+    /// Wait this long for another run to end, such as 12h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

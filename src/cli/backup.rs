@@ -66,6 +66,7 @@ fn request(args: &BackupArgs) -> Result<Request, Failed> {
         include_models: args.include_models,
         skip_if_present: old.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect(),
         tags: args.tag.clone(),
+        any_tier: false,
     })
 }
 

@@ -7,7 +7,6 @@ use super::session::{Failed, Session, load, load_optional};
 use crate::delivery::Depth;
 use crate::exit::Exit;
 use crate::hint::Hint;
-use crate::host::Identity;
 use crate::journal::Sink;
 use crate::ops::extract::{ExtractError, Extracted};
 use crate::ops::find::{self, Filter, FindError, Found, Wanted};
@@ -15,7 +14,7 @@ use crate::ops::{World, extract as extracting, list as listing, verify as verify
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
 use crate::setup::Setup;
-use crate::store::{Owner, StoreError};
+use crate::store::StoreError;
 
 pub fn list(global: &Global, args: &ListArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
@@ -131,7 +130,7 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
     }
     let (found, mut exit) = search(&session, setup.as_ref(), &want, args.store.as_deref())?;
     // A store that was asked for and cannot be reached means: not checked as deep as asked.
-    let owner = owner_of(&session, setup.as_ref())?;
+    let owner = session.reader(setup.as_ref())?;
     let world = session.world(&owner);
     let scratch = tempfile::Builder::new()
         .prefix("tars-backup-verify-")
@@ -161,14 +160,6 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
         text::print(&out).map_err(Failed::output)?;
     }
     Ok(exit)
-}
-
-fn owner_of(session: &Session, setup: Option<&Setup>) -> Result<Owner, Failed> {
-    match setup {
-        Some(setup) => session.owner(setup, Identity::LookOnly),
-        // Reading needs no identity; nothing is written under this one.
-        None => Ok(Owner { machine_id: String::new(), host: crate::host::name(), stack: None }),
-    }
 }
 
 /// From the first copy that is good: a damaged one is no reason to give up while there is another.
@@ -208,7 +199,7 @@ pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, 
     }
     let want = wanted(&session, args.backup.as_deref(), args.latest)?;
     let (found, _) = search(&session, setup.as_ref(), &[want], args.store.as_deref())?;
-    let owner = owner_of(&session, setup.as_ref())?;
+    let owner = session.reader(setup.as_ref())?;
     let world = session.world(&owner);
     let done = extract_any(&session, &found, &paths, &args.to, &world)?;
     session.monitor.clear();

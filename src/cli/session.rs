@@ -114,6 +114,14 @@ impl Session {
         })
     }
 
+    /// For commands that read: they need no identity, and make none.
+    pub fn reader(&self, setup: Option<&Setup>) -> Result<Owner, Failed> {
+        match setup {
+            Some(setup) => self.owner(setup, Identity::LookOnly),
+            None => Ok(Owner { machine_id: String::new(), host: host::name(), stack: None }),
+        }
+    }
+
     pub fn world<'a>(&'a self, owner: &'a Owner) -> World<'a> {
         World {
             cancel: &self.cancel,

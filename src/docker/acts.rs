@@ -40,7 +40,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Docker {
     /// Keeps a running container from writing.
-    pub(super) fn take_hold(&self, container: &Container, how: How) -> Result<(), DockerError> {
+    pub fn take_hold(&self, container: &Container, how: How) -> Result<(), DockerError> {
         match how {
             How::Pause => {
                 let what = format!("pausing {}", container.name);

@@ -94,6 +94,12 @@ impl Container {
         self.labels.get(PROJECT).map(String::as_str)
     }
 
+    /// Whether its process number means its process here too, and not that of somebody else.
+    pub fn is_process_of_this_host(&self) -> bool {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
+        self.pid > 0 && !self.id.is_empty() && groups.contains(&self.id)
+    }
+
     /// Its volumes and where they are mounted, for a person: `chroma_data at /data`.
     pub fn volumes(&self) -> Vec<String> {
         let volumes = self.mounts.iter().filter(|m| m.kind == MountKind::Volume);
@@ -177,6 +183,17 @@ impl Docker {
             active.extend(self.look(id)?.filter(Container::is_active));
         }
         Ok(active)
+    }
+
+    pub(super) fn paused(&self) -> Result<Vec<Container>, DockerError> {
+        let filters = HashMap::from([("status".to_owned(), vec!["paused".to_owned()])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let listed = self.call("listing containers", self.api.list_containers(Some(options)))?;
+        let mut paused = Vec::new();
+        for id in listed.iter().filter_map(|c| c.id.as_deref()) {
+            paused.extend(self.look(id)?);
+        }
+        Ok(paused)
     }
 
     fn labelled(&self, labels: &[String]) -> Result<Vec<ContainerSummary>, DockerError> {

@@ -31,6 +31,10 @@ pub enum HoldError {
     Journal(#[from] JournalError),
     #[error("cannot start the guardian that would continue the containers if this run were killed")]
     Guardian(#[source] std::io::Error),
+    #[error("container {name} is paused, and would go on with the old data")]
+    Paused { name: String },
+    #[error("container {name} does not run with the new data: {why}")]
+    DoesNotRun { name: String, why: String },
     #[error("container {name} keeps restarting, so it cannot be paused")]
     Restarting { name: String },
     #[error("the data could not be read within {}; {names} was continued first", show_duration(*limit))]
@@ -53,6 +57,8 @@ impl Hint for HoldError {
         match self {
             Self::Docker(e) => e.hint(),
             Self::Journal(e) => e.hint(),
+            Self::Paused { name } => Some(format!("docker unpause {name}, or stop it; then again")),
+            Self::DoesNotRun { name, .. } => Some(format!("docker logs --tail 50 {name}")),
             Self::Restarting { name } => {
                 Some(format!("mend it: docker logs --tail 50 {name}; or set consistency = \"stop\""))
             }
@@ -99,6 +105,18 @@ struct Entry {
     phase: Phase,
     docker: Docker,
 }
+
+/// Whose containers are held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    Writers,
+    Everybody,
+}
+
+/// Longer than any restore takes.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long a container must run to be called running.
+const STEADY: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -168,9 +186,34 @@ impl<'a> Holds<'a> {
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<Hold<'_>, HoldError> {
+        self.hold_as(docker, place, Whom::Writers, how, limit, cancel)
+    }
+
+    /// Stops every container that has anything of `place` mounted, for as long as it takes: nobody goes on with a
+    /// directory that is exchanged. Fails when one of them is paused.
+    pub fn stop_all(&self, docker: &Docker, place: &Place, cancel: &Cancel) -> Result<Hold<'_>, HoldError> {
+        let devices = docker.devices()?;
+        for container in docker.paused()? {
+            if place.is_mounted_by(&container, &devices) {
+                return Err(HoldError::Paused { name: container.name });
+            }
+        }
+        self.hold_as(docker, place, Whom::Everybody, How::Stop, FOR_EVER, cancel)
+    }
+
+    fn hold_as(
+        &self,
+        docker: &Docker,
+        place: &Place,
+        whom: Whom,
+        how: How,
+        limit: Duration,
+        cancel: &Cancel,
+    ) -> Result<Hold<'_>, HoldError> {
         let devices = docker.devices()?;
         let own_cancel = cancel.child();
-        let (number, wanted, fresh) = self.reserve(docker, place, &devices, how, limit, &own_cancel)?;
+        let (number, wanted, fresh) =
+            self.reserve(docker, place, &devices, whom, how, limit, &own_cancel)?;
         let hold = Hold {
             holds: self,
             number,
@@ -200,14 +243,19 @@ impl<'a> Holds<'a> {
         docker: &Docker,
         place: &Place,
         devices: &Devices,
+        whom: Whom,
         how: How,
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<(u64, Vec<Container>, Vec<Container>), HoldError> {
+        let concerns = |c: &Container| match whom {
+            Whom::Writers => place.is_written_by(c, devices),
+            Whom::Everybody => place.is_mounted_by(c, devices),
+        };
         loop {
             cancel.check()?;
             let changes = self.table().changes;
-            let running = docker.writers(place, devices)?;
+            let running: Vec<Container> = docker.active()?.into_iter().filter(concerns).collect();
             let mut table = self.table();
             if table.changes != changes {
                 continue;
@@ -216,7 +264,7 @@ impl<'a> Holds<'a> {
             // What another source stopped does not run now, and will while we read.
             for entry in table.held.values() {
                 let known = wanted.iter().any(|c| c.id == entry.container.id);
-                if !known && place.is_written_by(&entry.container, devices) {
+                if !known && concerns(&entry.container) {
                     wanted.push(entry.container.clone());
                 }
             }
@@ -529,6 +577,49 @@ impl Hold<'_> {
         }
         undisturbed?;
         Ok(if self.wanted.is_empty() { Duration::ZERO } else { self.since.elapsed() })
+    }
+
+    /// The containers of this hold.
+    pub fn containers(&self) -> &[Container] {
+        &self.wanted
+    }
+
+    /// Starts the containers, and sees whether they run. The journal still has them as held.
+    pub fn start(&self) -> Result<(), HoldError> {
+        for container in self.wanted.iter().rev() {
+            let name = || container.name.clone();
+            self.docker
+                .let_go(&container.to_held(How::Stop))
+                .map_err(|e| HoldError::DoesNotRun { name: name(), why: chain(&e) })?;
+        }
+        let until = Instant::now() + STEADY;
+        while !self.wanted.is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(200));
+            for container in &self.wanted {
+                let state = self.docker.look(&container.id)?.map_or("gone".to_owned(), |c| c.state);
+                if state != "running" {
+                    let why = format!("it is {state}");
+                    return Err(HoldError::DoesNotRun { name: container.name.clone(), why });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the containers again after `start`.
+    pub fn stop(&self) -> Result<(), HoldError> {
+        for container in &self.wanted {
+            if self.docker.look(&container.id)?.is_some_and(|c| c.is_active()) {
+                self.docker.take_hold(container, How::Stop)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the containers run, whatever became of them meanwhile.
+    pub fn end(mut self) {
+        self.over = true;
+        self.holds.give_up(self.number);
     }
 
     /// What to say when work under this hold was interrupted: its own time being up, or the run's signal.

@@ -56,6 +56,30 @@ impl Place {
         self.base.as_ref().map(|base| join(base, &self.rest))
     }
 
+    /// The place as the process of a running container sees it, in the file system of this host.
+    pub fn seen_by(&self, container: &Container) -> Vec<PathBuf> {
+        let is_here = |m: &&Mount| match &self.seat {
+            Seat::Volume { name } => m.kind == MountKind::Volume && m.volume == *name && m.subpath.is_none(),
+            Seat::Bind { source } => m.kind == MountKind::Bind && m.source == *source,
+            Seat::Layer { .. } => false,
+        };
+        let root = format!("/proc/{}/root", container.pid);
+        let path = |m: &Mount| {
+            let inside = join(Path::new(&m.destination), &self.rest);
+            Path::new(&root).join(inside.strip_prefix("/").unwrap_or(&inside))
+        };
+        container.mounts.iter().filter(is_here).map(path).collect()
+    }
+
+    /// Whether `container` mounts anything of it, to write or only to read.
+    pub fn is_mounted_by(&self, container: &Container, devices: &Devices) -> bool {
+        let mut all = container.clone();
+        for mount in &mut all.mounts {
+            mount.writable = true;
+        }
+        self.is_written_by(&all, devices)
+    }
+
     /// For a person: what it is, and where.
     pub fn describe(&self) -> String {
         let below = |rest: &Path| match rest.as_os_str().is_empty() {

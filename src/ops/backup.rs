@@ -47,6 +47,8 @@ pub struct Request {
     pub include_models: bool,
     /// Old spellings: skipped where they are configured.
     pub skip_if_present: Vec<&'static str>,
+    /// What `only` names need not belong to the tier.
+    pub any_tier: bool,
     pub tags: Vec<String>,
 }
 
@@ -121,7 +123,8 @@ pub fn plan<'a>(
                 Components::All => true,
                 Components::These(names) => names.iter().any(|n| n == s.name.as_str()),
             };
-            of_tier || asked_for
+            let named = request.any_tier && request.only.iter().any(|name| name == s.name.as_str());
+            of_tier || asked_for || named
         })
         .collect();
     for name in request.only.iter().chain(&request.skip) {
@@ -356,7 +359,16 @@ fn connect(
     plan: &BackupPlan<'_>,
     world: &World<'_>,
 ) -> Result<Result<Docker, DockerError>, Interrupted> {
-    if !plan.selected.iter().any(|s| s.source.needs_docker()) {
+    connect_if(plan.selected.iter().any(|s| s.source.needs_docker()), setup, world)
+}
+
+/// The same, where the caller knows whether it is needed.
+pub(super) fn connect_if(
+    needed: bool,
+    setup: &Setup,
+    world: &World<'_>,
+) -> Result<Result<Docker, DockerError>, Interrupted> {
+    if !needed {
         return Ok(Err(DockerError::Unreachable { socket: String::new(), reason: "not asked for".into() }));
     }
     let docker = Docker::connect(
@@ -373,14 +385,18 @@ fn connect(
 
 /// Directories that no source captures: ours, and those of the stores, or each backup would hold all earlier ones.
 fn own_dirs(setup: &Setup, plan: &BackupPlan<'_>) -> Vec<PathBuf> {
+    let targets = plan.targets.iter().filter_map(|t| t.store().local_root());
+    own_dirs_of(setup).into_iter().chain(targets.map(std::path::Path::to_owned)).collect()
+}
+
+pub(super) fn own_dirs_of(setup: &Setup) -> Vec<PathBuf> {
     let ours = setup.agent.own_dirs().into_iter();
     let stores = setup.stores.iter().filter_map(|s| s.local_root());
-    let targets = plan.targets.iter().filter_map(|t| t.store().local_root());
-    ours.chain(stores).chain(targets).map(std::path::Path::to_owned).collect()
+    ours.chain(stores).map(std::path::Path::to_owned).collect()
 }
 
 /// The holds of this run. Nothing is written or started before the first one.
-fn holds<'a>(setup: &Setup, world: &World<'a>) -> Holds<'a> {
+pub(super) fn holds<'a>(setup: &Setup, world: &World<'a>) -> Holds<'a> {
     let agent = &setup.agent;
     let dirs = [
         ("--state-dir", &agent.state_dir),
@@ -391,7 +407,7 @@ fn holds<'a>(setup: &Setup, world: &World<'a>) -> Holds<'a> {
     Holds::new(RunJournal::new(&agent.state_dir), (world.exe.to_owned(), guard), world.monitor)
 }
 
-fn context<'a>(
+pub(super) fn context<'a>(
     setup: &'a Setup,
     tier: &'a str,
     world: &'a World<'a>,

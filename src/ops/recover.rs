@@ -12,7 +12,7 @@ use crate::docker::{Docker, DockerError};
 use crate::hint::{Hint, chain};
 use crate::progress::{Event, Monitor, What};
 use crate::run_guard::RunGuard;
-use crate::run_journal::{Pending, RunJournal, Step};
+use crate::run_journal::{Held, How, Pending, RunJournal, Step};
 use crate::staging::Staging;
 
 /// What was done, and what is left to do.
@@ -20,6 +20,8 @@ use crate::staging::Staging;
 pub struct Recovered {
     /// Containers that run again.
     pub released: Vec<String>,
+    /// Components whose broken-off restore was undone or finished.
+    pub settled: Vec<String>,
     /// Files and helper containers that are gone.
     pub removed: Vec<String>,
     /// What could not be undone: what, why, and what to run.
@@ -31,9 +33,13 @@ pub fn pending(dirs: &Dirs) -> Vec<String> {
     match RunJournal::new(&dirs.state).pending() {
         Err(e) => vec![chain(&e)],
         Ok(pending) => {
+            let changes = pending.changes.iter().map(|c| {
+                format!("the restore of {} was {}", c.component, if c.committed { "not cleared up" } else { "broken off" })
+            });
+            let scratch = pending.scratch.iter().map(|(_, p)| format!("{} was left by a restore", p.display()));
             let held = pending.held.iter().map(|h| format!("{} is held by a killed run", h.name));
             let helpers = pending.helpers.iter().map(|h| format!("{h} was made by a killed run"));
-            held.chain(helpers).collect()
+            changes.chain(scratch).chain(held).chain(helpers).collect()
         }
     }
 }
@@ -48,7 +54,6 @@ pub fn recover(
 ) -> Result<Recovered, Interrupted> {
     let mut done = Recovered::default();
     let journal = RunJournal::new(&dirs.state);
-    // Containers first: somebody may be waiting for them.
     match journal.pending() {
         Ok(pending) if pending.is_empty() => {}
         Ok(pending) => undo(&journal, &pending, runtime, cancel, monitor, &mut done)?,
@@ -83,13 +88,23 @@ fn undo(
     monitor: &dyn Monitor,
     done: &mut Recovered,
 ) -> Result<(), Interrupted> {
-    let docker = match Docker::connect(pending.socket.as_deref(), None, runtime.clone(), cancel.clone()) {
-        Ok(docker) => docker,
-        Err(DockerError::Interrupted(i)) => return Err(i),
+    let docker = match pending.touched.is_empty() && pending.helpers.is_empty() {
+        true => None,
+        false => match engine(pending, runtime, cancel, monitor, done)? {
+            Some(docker) => Some(docker),
+            None => return Ok(()),
+        },
+    };
+    // What is half restored is put right before anybody may use it again.
+    if !settle_all(journal, pending, docker.as_ref(), monitor, done)? {
+        return Ok(());
+    }
+    let Some(docker) = docker else { return Ok(()) };
+    // Read again: those that were stopped for it are held, too.
+    let pending = match journal.pending() {
+        Ok(pending) => pending,
         Err(e) => {
-            let names: Vec<&str> = pending.held.iter().map(|h| h.name.as_str()).collect();
-            let names = if names.is_empty() { "helper containers".to_owned() } else { names.join(", ") };
-            leave(done, monitor, format!("a killed run left {names}, and {}{}", chain(&e), hint(&e)));
+            leave(done, monitor, chain(&e));
             return Ok(());
         }
     };
@@ -124,6 +139,116 @@ fn undo(
         }
     }
     Ok(())
+}
+
+/// The engine of the dead run; None when it does not answer, which is said.
+fn engine(
+    pending: &Pending,
+    runtime: &Handle,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+    done: &mut Recovered,
+) -> Result<Option<Docker>, Interrupted> {
+    match Docker::connect(pending.socket.as_deref(), None, runtime.clone(), cancel.clone()) {
+        Ok(docker) => Ok(Some(docker)),
+        Err(DockerError::Interrupted(i)) => Err(i),
+        Err(e) => {
+            let names: Vec<&str> = pending.held.iter().map(|h| h.name.as_str()).collect();
+            let names = if names.is_empty() { "its containers".to_owned() } else { names.join(", ") };
+            leave(done, monitor, format!("a killed run left {names}, and {}{}", chain(&e), hint(&e)));
+            Ok(None)
+        }
+    }
+}
+
+/// Rolls changes of live data back, or forward when they were committed. False when one could not be settled: then
+/// nobody may use that data yet.
+fn settle_all(
+    journal: &RunJournal,
+    pending: &Pending,
+    docker: Option<&Docker>,
+    monitor: &dyn Monitor,
+    done: &mut Recovered,
+) -> Result<bool, Interrupted> {
+    let before = done.left.len();
+    if pending.changes.iter().any(|c| !c.committed)
+        && let Some(docker) = docker
+    {
+        // Those that were started again with the new data would go on with it.
+        for held in &pending.touched {
+            match stop_again(journal, docker, held) {
+                Ok(()) => {}
+                Err(StopError::Docker(DockerError::Interrupted(i))) => return Err(i),
+                Err(e) => leave(done, monitor, format!("{} could not be stopped: {}", held.name, chain(&e))),
+            }
+        }
+        if done.left.len() > before {
+            return Ok(false);
+        }
+    }
+    let mut settled: Vec<&str> = Vec::new();
+    for c in pending.changes.iter().rev() {
+        let (outcome, verb) = match c.committed {
+            true => (c.change.finish(), "finished"),
+            false => (c.change.undo(), "undone: the old data is back"),
+        };
+        match outcome {
+            Ok(()) => {
+                let text = format!("The broken-off restore of {} is {verb}", c.component);
+                monitor.event(Event::new(What::RestoreUndone, text).component(&c.component));
+                done.settled.push(c.component.clone());
+                settled.push(&c.component);
+            }
+            Err(e) => {
+                let text = format!("the restore of {} could not be settled: {}{}", c.component, chain(&e), hint(&e));
+                leave(done, monitor, text);
+            }
+        }
+    }
+    for (component, path) in &pending.scratch {
+        match remove_any(path) {
+            Ok(()) => settled.push(component),
+            Err(e) => leave(done, monitor, format!("{} could not be removed: {e}", path.display())),
+        }
+    }
+    if done.left.len() > before {
+        return Ok(false);
+    }
+    for component in settled {
+        if let Err(e) = journal.record(&Step::Settled { component: component.to_owned() }) {
+            leave(done, monitor, chain(&e));
+        }
+    }
+    Ok(true)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StopError {
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    #[error(transparent)]
+    Journal(#[from] crate::run_journal::JournalError),
+}
+
+fn stop_again(journal: &RunJournal, docker: &Docker, held: &Held) -> Result<(), StopError> {
+    let Some(container) = docker.look(&held.id)?.filter(crate::docker::Container::is_active) else {
+        return Ok(());
+    };
+    journal.record(&Step::Hold(container.to_held(How::Stop)))?;
+    Ok(docker.take_hold(&container, How::Stop)?)
+}
+
+/// A file, or a directory with all in it; one that is not there is fine.
+pub(super) fn remove_any(path: &std::path::Path) -> std::io::Result<()> {
+    let outcome = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match outcome {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn leave(done: &mut Recovered, monitor: &dyn Monitor, text: String) {

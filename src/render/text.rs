@@ -7,6 +7,7 @@ use crate::delivery::Depth;
 use crate::manifest::{ComponentState, Manifest};
 use crate::ops::backup::{Outcome, Preview};
 use crate::ops::list::Row;
+use crate::ops::restore::{Fate, RestoreOutcome, RestorePlan};
 use crate::units::{show_bytes, show_duration};
 
 /// Columns as wide as their widest cell; the first row is the heading.
@@ -160,6 +161,53 @@ pub fn preview(p: &Preview) -> String {
     for pending in &p.pending {
         out.push_str(&format!("\nFirst to be undone: {pending}; or now: tars-backup recover\n"));
     }
+    out
+}
+
+/// What a restore would replace.
+pub fn restore_plan(p: &RestorePlan) -> String {
+    let mut out = format!("Restore of {} (made {} on {})\n\n", p.backup, p.made, p.host);
+    let mut cells = vec![heading(&["COMPONENT", "REPLACES", "THERE NOW", "COMES"])];
+    for l in p.lines.iter().filter(|l| l.problem.is_none()) {
+        let cell = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        cells.push(vec![l.component.clone(), cell(&l.target), cell(&l.now), l.then.clone()]);
+    }
+    if cells.len() > 1 {
+        out.push_str(&table(&cells));
+    }
+    for l in &p.lines {
+        if let Some(problem) = &l.problem {
+            let hint = l.hint.as_ref().map_or_else(String::new, |h| format!("\n  hint: {h}"));
+            out.push_str(&format!("\nNot restored: {}: {problem}{hint}\n", l.component));
+        }
+    }
+    out
+}
+
+/// The last words of a restore.
+pub fn restore_outcome(o: &RestoreOutcome) -> String {
+    let restored: Vec<&str> =
+        o.components.iter().filter(|c| c.fate == Fate::Restored).map(|c| c.component.as_str()).collect();
+    let mut out = match restored.as_slice() {
+        [] => format!("{}: nothing was restored\n", o.backup),
+        names => format!("{}: restored {}\n", o.backup, names.join(", ")),
+    };
+    for c in &o.components {
+        for warning in &c.warnings {
+            out.push_str(&format!("  {}: {warning}\n", c.component));
+        }
+        if let Some(error) = &c.error {
+            let after = match c.fate {
+                Fate::RolledBack => "; the old data is as it was",
+                Fate::Kept => "; it is left as it is",
+                Fate::Restored | Fate::NotRestored => "",
+            };
+            out.push_str(&format!("  {}: {error}{after}\n", c.component));
+            out.extend(c.hint.iter().map(|h| format!("    hint: {h}\n")));
+        }
+    }
+    out.extend(o.safety_copy.iter().map(|path| format!("  what was there before: {path}\n")));
+    out.extend(o.left_held.iter().map(|text| format!("  {text}\n")));
     out
 }
 

@@ -67,6 +67,19 @@ impl ConfigFiles {
 }
 
 impl Source for ConfigFiles {
+    fn references(&self, context: &Context<'_>, component: &Component) -> Vec<(String, PathBuf)> {
+        let paths = self.paths(context);
+        let names = member_names(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+        let mut found = Vec::new();
+        for (path, name) in paths.into_iter().zip(names) {
+            let member = [format!("{CONFIG_DIR}{name}"), format!("{CONFIG_DIR}{name}.redacted")]
+                .into_iter()
+                .find(|m| component.members.contains(m));
+            found.extend(member.map(|m| (m, path)));
+        }
+        found
+    }
+
     fn method(&self) -> String {
         let own = if self.own { " and our own" } else { "" };
         format!("redacted copies of {} files{own}", self.files.len())

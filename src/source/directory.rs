@@ -16,6 +16,7 @@ use crate::id::Name;
 use crate::manifest::Component;
 use crate::mounts;
 use crate::staging::Stage;
+use crate::target::{Target, TreeTarget};
 use std::io::Write;
 
 pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
@@ -100,6 +101,22 @@ impl Directory {
 }
 
 impl Source for Directory {
+    fn target(&self, context: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+        if self.mode == Mode::Inventory {
+            return Ok(None);
+        }
+        if self.path.exists() {
+            self.check_mount(context)?;
+        }
+        Ok(Some(Box::new(TreeTarget {
+            live: self.path.clone(),
+            what: format!("directory {}", self.path.display()),
+            place: None,
+            inside: None,
+            exclude: self.exclude.clone(),
+        })))
+    }
+
     fn compares(&self) -> bool {
         self.mode == Mode::Inventory
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, selector, tree_facts,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, place_target, selector, tree_facts,
 };
 use crate::archive::read::walk_tar_watched;
 use crate::archive::tree::{Watch, show_name};
@@ -19,6 +19,7 @@ use crate::hint::chain;
 use crate::id::Name;
 use crate::manifest::Component;
 use crate::staging::Stage;
+use crate::target::Target;
 
 pub const KIND: Kind = Kind { critical: false, on_by_default: false, read, check, restore };
 
@@ -61,6 +62,11 @@ impl Ollama {
 }
 
 impl Source for Ollama {
+    fn target(&self, context: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+        let (_, path, place) = self.find(context)?;
+        place_target(place, Some(&path), &self.copy)
+    }
+
     fn needs_docker(&self) -> bool {
         true
     }

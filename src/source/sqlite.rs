@@ -4,19 +4,20 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, copy};
+use super::{Capture, examine_sqlite, CheckError, Context, Kind, Member, Source, SourceError, copy};
 use crate::config::Section;
 use crate::docker::Limits;
 use crate::id::Name;
 use crate::manifest::Component;
 use crate::staging::Stage;
+use crate::target::{SqliteTarget, Target};
 
 pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
@@ -104,6 +105,10 @@ impl Sqlite {
 }
 
 impl Source for Sqlite {
+    fn target(&self, _: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+        Ok(Some(Box::new(SqliteTarget { live: self.path.clone() })))
+    }
+
     fn method(&self) -> String {
         format!("online backup of {}", self.path.display())
     }
@@ -126,7 +131,7 @@ impl Source for Sqlite {
             .map_err(|e| self.error(&e))?;
         self.copy_pages(context, &source, &mut target)?;
         target.close().map_err(|(_, e)| self.error(&e))?;
-        let found = examine(&path).map_err(|why| SourceError::bad(self.path.display().to_string(), why))?;
+        let found = examine_sqlite(&path).map_err(|why| SourceError::bad(self.path.display().to_string(), why))?;
 
         let member = format!("{}.sqlite3", self.name);
         let mut out = stage.compressed(&member)?;
@@ -154,44 +159,11 @@ impl Source for Sqlite {
     }
 }
 
-/// Integrity and counts of a database file that nobody else uses; the text says what is wrong.
-fn examine(path: &Path) -> Result<Map<String, Value>, String> {
-    let wrong = |e: rusqlite::Error| e.to_string();
-    // immutable: the copy may carry the mark of a write-ahead log that it does not have.
-    let uri = format!("file:{}?immutable=1", super::percent(path));
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(uri, flags).map_err(wrong)?;
-    let verdict: String = db.query_row("PRAGMA integrity_check(3)", [], |r| r.get(0)).map_err(wrong)?;
-    if verdict != "ok" {
-        return Err(format!("integrity check: {verdict}"));
-    }
-    let mut tables: Vec<String> = Vec::new();
-    let mut statement = db
-        .prepare(
-            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
-             AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name",
-        )
-        .map_err(wrong)?;
-    let rows = statement.query_map([], |r| r.get(0)).map_err(wrong)?;
-    for name in rows {
-        tables.push(name.map_err(wrong)?);
-    }
-    let mut counts = Map::new();
-    for table in tables {
-        let quoted = table.replace('"', "\"\"");
-        let count: i64 =
-            db.query_row(&format!("SELECT count(*) FROM \"{quoted}\""), [], |r| r.get(0)).map_err(wrong)?;
-        counts.insert(table, json!(count));
-    }
-    Ok(Map::from_iter([("rows".to_owned(), Value::Object(counts))]))
-}
-
 fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     let path = member.scratch.join("check.sqlite3");
     let mut file = File::create(&path).map_err(CheckError::Read)?;
     std::io::copy(member.body, &mut file).map_err(CheckError::Read)?;
-    let found = examine(&path).map_err(CheckError::Bad);
+    let found = examine_sqlite(&path).map_err(CheckError::Bad);
     std::fs::remove_file(&path).map_err(CheckError::Read)?;
     if found?.get("rows") != member.component.facts.get("rows") {
         return Err(CheckError::Bad("its row counts are not those of the manifest".into()));

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree, container_facts,
-    layer_warning, tree_facts,
+    layer_warning, place_target, tree_facts,
 };
 use crate::archive::tree::Unwatched;
 use crate::config::Section;
@@ -15,6 +15,7 @@ use crate::held_copy::{self, Consistency, CopySettings, HeldCopy};
 use crate::id::Name;
 use crate::manifest::Component;
 use crate::staging::Stage;
+use crate::target::Target;
 
 pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
@@ -89,6 +90,11 @@ impl Volume {
 }
 
 impl Source for Volume {
+    fn target(&self, context: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+        let (_, place, _) = self.find(context)?;
+        place_target(place, self.inside.as_ref().map(|(_, path)| path.as_str()), &self.copy)
+    }
+
     fn needs_docker(&self) -> bool {
         true
     }

@@ -1,0 +1,198 @@
+//! `tars-backup restore`.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use super::args::{Global, RestoreArgs};
+use super::recover::lock;
+use super::session::{Failed, Session, load, load_optional};
+use crate::exit::Exit;
+use crate::hint::Hint;
+use crate::host::Identity;
+use crate::journal::Sink;
+use crate::ops::World;
+use crate::ops::find::{self, Filter, FindError, Found, Wanted};
+use crate::ops::restore::{self, Chosen, Fetched, Request, Restore, RestoreError, RestoreOutcome};
+use crate::progress::{Event, Monitor, What};
+use crate::render::{json, text};
+use crate::setup::Setup;
+use crate::staging::RunDir;
+
+pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let request = request(args)?;
+    let elsewhere = request.to.is_some();
+    // Data can be written elsewhere by a machine that has no configuration.
+    let setup = match elsewhere {
+        true => load_optional(global, &session.exe)?,
+        false => Some(load(global, &session.exe)?),
+    };
+    if !args.yes && !args.dry_run && !elsewhere && !std::io::stdin().is_terminal() {
+        let hint = "look first with --dry-run, then again with --yes".to_owned();
+        return Err(Failed::text(Exit::Usage, "nobody is there to confirm what will be replaced", Some(hint)));
+    }
+    let owner = match &setup {
+        // The safety copy says who made it.
+        Some(setup) if !args.dry_run && !elsewhere => session.owner(setup, Identity::Make)?,
+        setup => session.reader(setup.as_ref())?,
+    };
+    let world = session.world(&owner);
+    match &setup {
+        Some(setup) if !args.dry_run && !elsewhere => {
+            let wait = args.wait.unwrap_or(Duration::ZERO);
+            let (guard, recovered) = lock(&session, &setup.agent, "restore", wait)?;
+            if !recovered.left.is_empty() {
+                let hint = "tars-backup recover".to_owned();
+                let text = format!("a killed run is not cleared up: {}", recovered.left.join("; "));
+                return Err(Failed::text(Exit::Failed, text, Some(hint)));
+            }
+            let dir = RunDir::create(&setup.agent.staging_dir, "restore")
+                .map_err(|e| session.failed(Exit::Failed, &e))?;
+            let fetched = fetch(&session, args, &request, Some(setup), dir, &world)?;
+            let chosen = choose(&session, &fetched, &request)?;
+            let restore = prepare(&session, setup, &request, &fetched, &chosen, &world)?;
+            let plan = restore.plan().map_err(|e| failed(&session, &e))?;
+            session.monitor.clear();
+            if !args.yes {
+                confirm(&text::restore_plan(&plan), &plan.backup)?;
+            }
+            let outcome = restore.run(&guard).map_err(|e| failed(&session, &e))?;
+            finish(global, &session, &outcome)
+        }
+        Some(setup) if args.dry_run && !elsewhere => {
+            let dir = RunDir::temporary().map_err(|e| session.failed(Exit::Failed, &e))?;
+            let fetched = fetch(&session, args, &request, Some(setup), dir, &world)?;
+            let chosen = choose(&session, &fetched, &request)?;
+            let restore = prepare(&session, setup, &request, &fetched, &chosen, &world)?;
+            let plan = restore.plan().map_err(|e| failed(&session, &e))?;
+            session.monitor.clear();
+            let printed =
+                if global.json { json::print(&plan) } else { text::print(&text::restore_plan(&plan)) };
+            printed.map_err(Failed::output)?;
+            let ready = plan.lines.iter().all(|l| l.problem.is_none());
+            Ok(if ready { Exit::Ok } else { Exit::Partial })
+        }
+        _ => {
+            let dir = RunDir::temporary().map_err(|e| session.failed(Exit::Failed, &e))?;
+            let fetched = fetch(&session, args, &request, setup.as_ref(), dir, &world)?;
+            let chosen = choose(&session, &fetched, &request)?;
+            let to = request.to.as_deref().unwrap_or(std::path::Path::new("."));
+            if args.dry_run {
+                let names: Vec<&str> = chosen.iter().map(|c| c.name).collect();
+                session.monitor.clear();
+                let line = format!("Would write {} below {}\n", names.join(", "), to.display());
+                text::print(&line).map_err(Failed::output)?;
+                return Ok(Exit::Ok);
+            }
+            let outcome =
+                restore::write_to(&fetched, &chosen, to, &request, &world).map_err(|e| failed(&session, &e))?;
+            finish(global, &session, &outcome)
+        }
+    }
+}
+
+fn request(args: &RestoreArgs) -> Result<Request, Failed> {
+    let to = args.to.as_ref().map(std::path::absolute).transpose();
+    let to = to.map_err(|e| Failed::text(Exit::Usage, format!("--to is no usable directory: {e}"), None))?;
+    Ok(Request {
+        components: args.component.clone(),
+        skip: args.skip.clone(),
+        to,
+        restore_config: args.restore_config,
+        skip_validation: args.skip_validation,
+        allow_partial: args.allow_partial,
+        keep: args.keep,
+        no_safety_backup: args.no_safety_backup,
+    })
+}
+
+fn failed(session: &Session, e: &RestoreError) -> Failed {
+    let exit = match e {
+        RestoreError::NoComponent { .. } => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    session.failed(exit, e)
+}
+
+fn fetch(
+    session: &Session,
+    args: &RestoreArgs,
+    request: &Request,
+    setup: Option<&Setup>,
+    dir: RunDir,
+    world: &World<'_>,
+) -> Result<Fetched, Failed> {
+    let copies = copies(session, args, setup)?;
+    restore::fetch(&restore::nearest_first(copies), request, dir, world)
+        .map_err(|e| failed(session, &RestoreError::from(e)))
+}
+
+fn copies<'a>(session: &Session, args: &RestoreArgs, setup: Option<&'a Setup>) -> Result<Vec<Found<'a>>, Failed> {
+    let wrong = |e: &FindError| {
+        let usage = matches!(e, FindError::Name(_) | FindError::NoStore(_));
+        session.failed(if usage { Exit::Usage } else { Exit::Failed }, e)
+    };
+    let wanted = match (&args.backup_file, &args.backup) {
+        (Some(file), _) => Wanted::File(file.clone()),
+        (None, Some(text)) => Wanted::parse(text).map_err(|e| wrong(&e.into()))?,
+        (None, None) => Wanted::Latest,
+    };
+    if let Wanted::File(path) = &wanted {
+        return Ok(vec![find::file(path, &session.exe).map_err(|e| wrong(&e))?]);
+    }
+    let Some(setup) = setup else {
+        let hint = "name the archive itself with --backup-file, or write a configuration".to_owned();
+        return Err(Failed::text(Exit::Config, "there is no configuration that names a store", Some(hint)));
+    };
+    let filter = Filter { store: args.from.clone(), tier: None, host: args.host.clone() };
+    let (found, unreachable) = find::all(setup, &filter, &session.cancel).map_err(|e| wrong(&e))?;
+    for e in &unreachable {
+        let hint = e.hint().map_or_else(String::new, |h| format!(" ({h})"));
+        log::warn!("{}{hint}", crate::hint::chain(e));
+    }
+    find::choose(found, &wanted).map_err(|e| wrong(&e))
+}
+
+fn choose<'a>(session: &Session, fetched: &'a Fetched, request: &Request) -> Result<Vec<Chosen<'a>>, Failed> {
+    restore::choose(&fetched.manifest, request).map_err(|e| failed(session, &e))
+}
+
+fn prepare<'a>(
+    session: &Session,
+    setup: &'a Setup,
+    request: &'a Request,
+    fetched: &'a Fetched,
+    chosen: &'a [Chosen<'a>],
+    world: &'a World<'a>,
+) -> Result<Restore<'a>, Failed> {
+    Restore::new(setup, request, fetched, chosen, world).map_err(|e| failed(session, &e))
+}
+
+/// Asks twice: whether, and then for the name of the backup, which nobody types by mistake.
+fn confirm(plan: &str, backup: &str) -> Result<(), Failed> {
+    let mut err = std::io::stderr().lock();
+    let mut ask = |question: &str, wanted: &str| -> Result<(), Failed> {
+        write!(err, "{question}: ").and_then(|()| err.flush()).map_err(Failed::output)?;
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer).map_err(Failed::output)?;
+        if answer.trim() == wanted {
+            return Ok(());
+        }
+        Err(Failed::text(Exit::Failed, "not confirmed; nothing was changed", None))
+    };
+    ask(&format!("{plan}\nType yes to replace what is there now"), "yes")?;
+    ask(&format!("Type the name of the backup ({backup})"), backup)
+}
+
+fn finish(global: &Global, session: &Session, outcome: &RestoreOutcome) -> Result<Exit, Failed> {
+    let summary = session.vault.scrub(&text::restore_outcome(outcome));
+    session.monitor.event(Event::new(What::RestoreFinished, summary.trim_end()).backup(&outcome.backup));
+    if global.json {
+        json::print(outcome).map_err(Failed::output)?;
+    }
+    Ok(match (outcome.is_whole(), outcome.restored()) {
+        (true, _) => Exit::Ok,
+        (false, 0) => Exit::Failed,
+        (false, _) => Exit::Partial,
+    })
+}

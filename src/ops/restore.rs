@@ -1,0 +1,577 @@
+//! Brings components of a backup back. What could go wrong: live data that is destroyed by a restore that fails. So
+//! everything is fetched, compared and read through before anything is touched; the old data is saved and stays beside
+//! until the new one is proved; and each component is wholly old or wholly new, also after a kill.
+
+mod fetch;
+mod safety;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::World;
+use super::backup::{connect_if, context, holds, own_dirs_of};
+use super::find::Found;
+use crate::cancel::Interrupted;
+use crate::docker::hold::{Hold, Holds};
+use crate::docker::{Docker, DockerError};
+use crate::hint::{Hint, chain};
+use crate::manifest::{Component, ComponentState, Manifest, State};
+use crate::progress::{Event, What};
+use crate::run_guard::RunGuard;
+use crate::run_journal::Step;
+use crate::setup::Setup;
+use crate::source::{Configured, Context, SourceError};
+use crate::target::{Existing, Target, Work};
+use crate::units::show_bytes;
+
+pub use fetch::{FetchError, Fetched, fetch};
+
+/// What was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Only these components; all, when empty.
+    pub components: Vec<String>,
+    pub skip: Vec<String>,
+    /// Write the data below this directory, and touch nothing else.
+    pub to: Option<PathBuf>,
+    /// Put references of the configuration files beside the live ones.
+    pub restore_config: bool,
+    pub skip_validation: bool,
+    pub allow_partial: bool,
+    /// Leave a failed component as it is, for a person.
+    pub keep: bool,
+    pub no_safety_backup: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Staging(#[from] crate::staging::StagingError),
+    #[error("{name} is not in {backup}")]
+    NoComponent { name: String, backup: String, known: String },
+    #[error("{backup} is partial: it lacks {missing}")]
+    Partial { backup: String, missing: String },
+    #[error("there is nothing to restore")]
+    Nothing,
+    #[error("{path} has {free} free, and {needed} are needed there")]
+    Space { path: PathBuf, free: String, needed: String },
+    #[error("cannot look at {path}")]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Hint for RestoreError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Fetch(e) => return e.hint(),
+            Self::Staging(e) => return e.hint(),
+            Self::NoComponent { known, .. } => format!("it has: {known}"),
+            Self::Partial { .. } => {
+                "choose another backup (tars-backup list), or take what there is with --allow-partial".into()
+            }
+            Self::Nothing => "leave out --component and --skip, or see what is in it: tars-backup show".into(),
+            Self::Space { path, .. } => format!("make room: df -h {}", path.display()),
+            _ => return None,
+        })
+    }
+}
+
+/// The components that a restore is about.
+#[derive(Debug)]
+pub struct Chosen<'a> {
+    pub name: &'a str,
+    pub component: &'a Component,
+}
+
+/// Decides which components come back; touches nothing.
+pub fn choose<'a>(manifest: &'a Manifest, request: &Request) -> Result<Vec<Chosen<'a>>, RestoreError> {
+    let backup = manifest.backup_name.to_string();
+    for name in request.components.iter().chain(&request.skip) {
+        if !manifest.details.get(name).is_some_and(|c| !c.members.is_empty()) {
+            let known: Vec<&str> = manifest.whole().map(|(n, _)| n).collect();
+            return Err(RestoreError::NoComponent { name: name.clone(), backup, known: known.join(", ") });
+        }
+    }
+    let wanted = |name: &str| {
+        let only = request.components.is_empty() || request.components.iter().any(|c| c == name);
+        only && !request.skip.iter().any(|c| c == name)
+    };
+    let chosen: Vec<Chosen<'a>> = manifest
+        .details
+        .iter()
+        .filter(|(name, c)| wanted(name) && !c.members.is_empty())
+        .filter(|(_, c)| c.state == ComponentState::Whole || request.allow_partial)
+        .map(|(name, component)| Chosen { name, component })
+        .collect();
+    if manifest.state == State::Partial && request.components.is_empty() && !request.allow_partial {
+        let missing: Vec<String> = manifest
+            .expected_components
+            .iter()
+            .filter(|name| manifest.details.get(*name).is_none_or(|c| c.state != ComponentState::Whole))
+            .cloned()
+            .collect();
+        return Err(RestoreError::Partial { backup, missing: missing.join(", ") });
+    }
+    if chosen.is_empty() { Err(RestoreError::Nothing) } else { Ok(chosen) }
+}
+
+/// What will happen to one component, for a person.
+#[derive(Debug, Serialize)]
+pub struct PlanLine {
+    pub component: String,
+    /// What is replaced; None when nothing is done.
+    pub target: Option<String>,
+    /// What is there now.
+    pub now: Option<String>,
+    /// What comes.
+    pub then: String,
+    /// Why nothing can be done for it.
+    pub problem: Option<String>,
+    pub hint: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RestorePlan {
+    pub backup: String,
+    pub made: String,
+    pub host: String,
+    pub lines: Vec<PlanLine>,
+}
+
+impl RestorePlan {
+    /// Whether anything would be changed.
+    pub fn does_something(&self) -> bool {
+        self.lines.iter().any(|l| l.problem.is_none())
+    }
+}
+
+/// How one component came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    Restored,
+    /// It failed, and the old data is back.
+    RolledBack,
+    /// It failed; what is there now is told.
+    Kept,
+    /// Nothing was done for it.
+    NotRestored,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ComponentOutcome {
+    pub component: String,
+    pub fate: Fate,
+    pub warnings: Vec<String>,
+    pub error: Option<String>,
+    pub hint: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RestoreOutcome {
+    pub backup: String,
+    pub components: Vec<ComponentOutcome>,
+    /// Where the data that was replaced is saved.
+    pub safety_copy: Option<String>,
+    pub left_held: Vec<String>,
+}
+
+impl RestoreOutcome {
+    pub fn restored(&self) -> usize {
+        self.components.iter().filter(|c| c.fate == Fate::Restored).count()
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.left_held.is_empty() && self.restored() == self.components.len()
+    }
+}
+
+/// A component with everything that is needed to bring it back.
+struct Part<'a> {
+    chosen: &'a Chosen<'a>,
+    action: Result<Action<'a>, (String, Option<String>)>,
+}
+
+enum Action<'a> {
+    Put(Box<dyn Target + 'a>),
+    /// Members and live files that get a reference beside them.
+    Refer(Vec<(String, PathBuf)>),
+}
+
+/// A restore that is ready to begin.
+pub struct Restore<'a> {
+    setup: &'a Setup,
+    request: &'a Request,
+    fetched: &'a Fetched,
+    chosen: &'a [Chosen<'a>],
+    world: &'a World<'a>,
+    docker: Result<Docker, DockerError>,
+    own_dirs: Vec<PathBuf>,
+    holds: Holds<'a>,
+}
+
+impl<'a> Restore<'a> {
+    pub fn new(
+        setup: &'a Setup,
+        request: &'a Request,
+        fetched: &'a Fetched,
+        chosen: &'a [Chosen<'a>],
+        world: &'a World<'a>,
+    ) -> Result<Self, RestoreError> {
+        let source = |c: &Chosen<'_>| setup.sources.iter().find(|s| s.name.as_str() == c.name);
+        let needed = chosen.iter().filter_map(source).any(|s| s.source.needs_docker());
+        let docker = connect_if(needed, setup, world)?;
+        let own_dirs = own_dirs_of(setup);
+        Ok(Self { setup, request, fetched, chosen, world, docker, own_dirs, holds: holds(setup, world) })
+    }
+
+    fn context(&self) -> Context<'_> {
+        let tier = self.fetched.manifest.tier.as_str();
+        context(self.setup, tier, self.world, &self.docker, &self.holds, &self.own_dirs, None)
+    }
+
+    fn parts(&self) -> Result<Vec<Part<'_>>, RestoreError> {
+        self.chosen.iter().map(|chosen| Ok(Part { chosen, action: self.action(chosen)? })).collect()
+    }
+
+    fn action(&self, chosen: &Chosen<'_>) -> Result<Result<Action<'_>, (String, Option<String>)>, RestoreError> {
+        let cannot = |why: String, hint: &str| Ok(Err((why, Some(hint.to_owned()))));
+        let elsewhere = "restore it elsewhere with --to DIR, then follow RESTORE.md";
+        let found = self.setup.sources.iter().find(|s| s.name.as_str() == chosen.name);
+        let Some(Configured { kind, source, .. }) = found else {
+            return cannot("the configuration has no source of that name".into(), elsewhere);
+        };
+        if *kind != chosen.component.kind {
+            let why = format!("it was a source of type {}, and is one of type {kind} now", chosen.component.kind);
+            return cannot(why, elsewhere);
+        }
+        let context = self.context();
+        let references = source.references(&context, chosen.component);
+        if !references.is_empty() {
+            return match self.request.restore_config {
+                true => Ok(Ok(Action::Refer(references))),
+                false => cannot("configuration is left alone".into(), "put references beside it with --restore-config"),
+            };
+        }
+        let ready = source.target(&context).and_then(|target| {
+            let Some(target) = target else { return Ok(None) };
+            let work = self.work_of(chosen);
+            let (disk, bytes) = target.survey(&context, &work)?;
+            Ok(Some((target, disk, bytes)))
+        });
+        match ready {
+            Ok(Some((target, disk, bytes))) => match enough(&disk, bytes) {
+                Ok(()) => Ok(Ok(Action::Put(target))),
+                Err(e) => Ok(Err((chain(&e), e.hint()))),
+            },
+            Ok(None) => {
+                let why = format!("this version does not put back what is of type {kind}");
+                cannot(why, elsewhere)
+            }
+            Err(SourceError::Interrupted(i)) => Err(i.into()),
+            Err(e) => Ok(Err((self.world.vault.scrub(&chain(&e)), e.hint()))),
+        }
+    }
+
+    fn work_of<'b>(&'b self, chosen: &'b Chosen<'b>) -> Work<'b> {
+        Work {
+            name: chosen.name,
+            component: chosen.component,
+            dir: self.fetched.dir(),
+            id: &self.fetched.id,
+            compare: !self.request.skip_validation,
+        }
+    }
+
+    /// What would happen, with everything read through; nothing is changed.
+    pub fn plan(&self) -> Result<RestorePlan, RestoreError> {
+        let manifest = &self.fetched.manifest;
+        let mut lines = Vec::new();
+        for part in self.parts()? {
+            let c = part.chosen.component;
+            let then = format!("{} files, {}", c.files, show_bytes(c.bytes_in));
+            let mut line = PlanLine {
+                component: part.chosen.name.to_owned(),
+                target: None,
+                now: None,
+                then,
+                problem: None,
+                hint: None,
+            };
+            match part.action {
+                Err((problem, hint)) => (line.problem, line.hint) = (Some(problem), hint),
+                Ok(Action::Refer(files)) => {
+                    let names: Vec<String> = files.iter().map(|(_, p)| reference(p).display().to_string()).collect();
+                    line.target = Some(names.join(", "));
+                }
+                Ok(Action::Put(target)) => {
+                    line.target = Some(target.describe());
+                    line.now = match target.existing(&self.context()) {
+                        Ok(Existing::Something(what)) => Some(what),
+                        Ok(Existing::Nothing) => Some("nothing".into()),
+                        Err(SourceError::Interrupted(i)) => return Err(i.into()),
+                        Err(e) => Some(format!("unreadable: {}", chain(&e))),
+                    };
+                }
+            }
+            lines.push(line);
+        }
+        Ok(RestorePlan {
+            backup: manifest.backup_name.to_string(),
+            made: manifest.timestamp.clone(),
+            host: manifest.host.clone(),
+            lines,
+        })
+    }
+
+    /// Does it. The guard proves that nobody else runs.
+    pub fn run(&self, guard: &RunGuard) -> Result<RestoreOutcome, RestoreError> {
+        let backup = self.fetched.manifest.backup_name.to_string();
+        self.world.monitor.event(Event::new(What::RestoreStarted, format!("Restore of {backup} started")).backup(&backup));
+        let parts = self.parts()?;
+        let put: Vec<&str> =
+            parts.iter().filter(|p| matches!(p.action, Ok(Action::Put(_)))).map(|p| p.chosen.name).collect();
+        let safety = match self.request.no_safety_backup || put.is_empty() {
+            true => safety::Safety::default(),
+            false => safety::copy(self.setup, &put, guard, self.world)?,
+        };
+        let mut components = Vec::new();
+        for part in &parts {
+            self.world.cancel.check()?;
+            components.push(self.one(part, &safety)?);
+        }
+        let left_held = self.holds.finish();
+        Ok(RestoreOutcome { backup, components, safety_copy: safety.archive, left_held })
+    }
+
+    fn one(&self, part: &Part<'_>, safety: &safety::Safety) -> Result<ComponentOutcome, RestoreError> {
+        let name = part.chosen.name;
+        let mut outcome = ComponentOutcome {
+            component: name.to_owned(),
+            fate: Fate::NotRestored,
+            warnings: Vec::new(),
+            error: None,
+            hint: None,
+        };
+        match &part.action {
+            Err((why, hint)) => (outcome.error, outcome.hint) = (Some(why.clone()), hint.clone()),
+            Ok(Action::Refer(files)) => match self.refer(files) {
+                Ok(()) => outcome.fate = Fate::Restored,
+                Err(e) => (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint()),
+            },
+            Ok(Action::Put(target)) => {
+                let keep_old = safety.lacks(name);
+                match self.put(target.as_ref(), part.chosen, keep_old, &mut outcome) {
+                    Ok(()) => outcome.fate = Fate::Restored,
+                    Err(SourceError::Interrupted(i)) => return Err(i.into()),
+                    Err(e) => {
+                        if outcome.fate == Fate::NotRestored {
+                            outcome.fate = Fate::RolledBack;
+                        }
+                        outcome.error = Some(self.world.vault.scrub(&chain(&e)));
+                        outcome.hint = e.hint();
+                    }
+                }
+            }
+        }
+        let event = match (&outcome.error, outcome.fate) {
+            (_, Fate::Restored) => Event::new(What::RestoreReplaced, format!("Restored {name}")),
+            (error, fate) => {
+                let after = match fate {
+                    Fate::RolledBack => "; the old data is as it was",
+                    Fate::Kept => "; it is left as it is",
+                    _ => "",
+                };
+                let why = error.clone().unwrap_or_default();
+                Event::new(What::RestoreFailed, format!("{name} was not restored: {why}{after}"))
+            }
+        };
+        self.world.monitor.event(event.component(name));
+        Ok(outcome)
+    }
+
+    fn refer(&self, files: &[(String, PathBuf)]) -> Result<(), SourceError> {
+        for (member, live) in files {
+            let to = reference(live);
+            let put = |source| SourceError::Place { path: to.clone(), source };
+            let text = std::fs::read(self.fetched.dir().join(member)).map_err(put)?;
+            let dir = live.parent().unwrap_or(Path::new("/"));
+            // A new file takes the name in one step: a link that lies there is replaced, not followed.
+            let mut file = tempfile::NamedTempFile::new_in(dir).map_err(put)?;
+            std::io::Write::write_all(&mut file, &text).map_err(put)?;
+            file.as_file().sync_all().map_err(put)?;
+            file.persist(&to).map_err(|e| put(e.error))?;
+        }
+        Ok(())
+    }
+
+    /// One component, from the first byte beside the live data to the last of the old.
+    fn put(
+        &self,
+        target: &dyn Target,
+        chosen: &Chosen<'_>,
+        keep_old: bool,
+        outcome: &mut ComponentOutcome,
+    ) -> Result<(), SourceError> {
+        let context = self.context();
+        let work = self.work_of(chosen);
+        let journal = self.holds.journal();
+        let component = || chosen.name.to_owned();
+        self.holds.begin_alone()?;
+        self.world.monitor.phase(&format!("restoring {}", chosen.name), Some(chosen.component.bytes_in));
+        let prepared = target.prepare(&context, journal, &work);
+        match prepared {
+            Ok(warnings) => outcome.warnings.extend(warnings),
+            Err(e) => {
+                self.clear_scratch(chosen.name, &mut outcome.warnings);
+                return Err(e);
+            }
+        }
+        let hold = match target.place() {
+            Some(place) => match self.holds.stop_all(context.docker()?, place, self.world.cancel) {
+                Ok(hold) => Some(hold),
+                Err(e) => {
+                    self.clear_scratch(chosen.name, &mut outcome.warnings);
+                    return Err(e.into());
+                }
+            },
+            None => None,
+        };
+        let change = match target.change(&context, journal, &work) {
+            Ok(change) => change,
+            Err(e) => {
+                self.clear_scratch(chosen.name, &mut outcome.warnings);
+                end(hold);
+                return Err(e);
+            }
+        };
+        journal.record(&Step::Change { component: component(), change: change.clone() })?;
+        let live = (|| -> Result<(), SourceError> {
+            change.apply()?;
+            if let Some(hold) = &hold {
+                hold.start()?;
+            }
+            target.check(&context, &work, hold.as_ref().map_or(&[], |h| h.containers()))
+        })();
+        if let Err(e) = live {
+            if self.request.keep {
+                outcome.fate = Fate::Kept;
+                if let Some(old) = change.old_at() {
+                    outcome.warnings.push(format!("the old data is in {}", old.display()));
+                }
+                journal.record(&Step::Settled { component: component() })?;
+                end(hold);
+                return Err(e);
+            }
+            if let Some(hold) = &hold {
+                hold.stop()?;
+            }
+            // If this fails too, the journal still has it, and recover tries again.
+            change.undo()?;
+            journal.record(&Step::Settled { component: component() })?;
+            end(hold);
+            return Err(e);
+        }
+        journal.record(&Step::Committed { component: component() })?;
+        match (keep_old, change.old_at()) {
+            (true, Some(old)) => outcome.warnings.push(format!(
+                "no safety copy could be made of what was there; it is kept in {}: remove it when all is well",
+                old.display()
+            )),
+            _ => change.finish()?,
+        }
+        journal.record(&Step::Settled { component: component() })?;
+        end(hold);
+        Ok(())
+    }
+
+    /// Removes what lies beside the live data of a component that was never changed.
+    fn clear_scratch(&self, component: &str, warnings: &mut Vec<String>) {
+        let Ok(pending) = self.holds.journal().pending() else { return };
+        for (_, path) in pending.scratch.iter().filter(|(c, _)| c == component) {
+            if let Err(e) = super::recover::remove_any(path) {
+                warnings.push(format!("{} could not be removed: {e}", path.display()));
+                return;
+            }
+        }
+        // If it cannot be written, recover looks again and finds nothing.
+        let _ = self.holds.journal().record(&Step::Settled { component: component.to_owned() });
+    }
+}
+
+fn end(hold: Option<Hold<'_>>) {
+    if let Some(hold) = hold {
+        hold.end();
+    }
+}
+
+/// `tars-home.env.reference`, beside the live file.
+fn reference(live: &Path) -> PathBuf {
+    let mut name = live.file_name().unwrap_or_default().to_owned();
+    name.push(".reference");
+    live.with_file_name(name)
+}
+
+/// An error unless `bytes` fit on the disk of `dir`.
+fn enough(dir: &Path, bytes: u64) -> Result<(), RestoreError> {
+    let free = crate::archive::compress::free_bytes(dir)
+        .map_err(|source| RestoreError::Look { path: dir.to_owned(), source })?;
+    if free >= bytes {
+        return Ok(());
+    }
+    let (free, needed) = (show_bytes(free), show_bytes(bytes));
+    Err(RestoreError::Space { path: dir.to_owned(), free, needed })
+}
+
+/// Writes the data of the chosen components below `to`, and touches nothing else.
+pub fn write_to(
+    fetched: &Fetched,
+    chosen: &[Chosen<'_>],
+    to: &Path,
+    request: &Request,
+    world: &World<'_>,
+) -> Result<RestoreOutcome, RestoreError> {
+    let mut components = Vec::new();
+    for c in chosen {
+        world.cancel.check()?;
+        let work = Work {
+            name: c.name,
+            component: c.component,
+            dir: fetched.dir(),
+            id: &fetched.id,
+            compare: !request.skip_validation,
+        };
+        let mut outcome = ComponentOutcome {
+            component: c.name.to_owned(),
+            fate: Fate::Restored,
+            warnings: Vec::new(),
+            error: None,
+            hint: None,
+        };
+        match fetch::write_component(&work, to, world) {
+            Ok(warnings) => outcome.warnings = warnings,
+            Err(SourceError::Interrupted(i)) => return Err(i.into()),
+            Err(e) => {
+                outcome.fate = Fate::NotRestored;
+                (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint());
+            }
+        }
+        components.push(outcome);
+    }
+    let backup = fetched.manifest.backup_name.to_string();
+    Ok(RestoreOutcome { backup, components, safety_copy: None, left_held: Vec::new() })
+}
+
+/// Copies of one backup, the nearest first.
+pub fn nearest_first(mut copies: Vec<Found<'_>>) -> Vec<Found<'_>> {
+    copies.sort_by_key(|f| f.store().local_root().is_none());
+    copies
+}

@@ -1,0 +1,281 @@
+//! An archive from a store into a private directory: hashed while it is read, its members taken apart. What could go
+//! wrong: bytes that are not those of the backup, so nothing is used before the whole archive has the digest of the
+//! manifest, and each member the one of its own line.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::Request;
+use crate::archive::compress::free_bytes;
+use crate::archive::read::{codec_of, walk_archive};
+use crate::archive::tree::show_name;
+use crate::archive::unpack::{self, Limits};
+use crate::cancel::Interrupted;
+use crate::delivery::object;
+use crate::format::tarwalk::{Body, Entry, Kind, TarError};
+use crate::hint::{Hint, chain};
+use crate::manifest::Manifest;
+use crate::ops::World;
+use crate::ops::find::Found;
+use crate::source::SourceError;
+use crate::staging::RunDir;
+use crate::store::StoreError;
+use crate::target::Work;
+use crate::units::show_bytes;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error(transparent)]
+    Store(StoreError),
+    #[error("{name} in {store} is damaged: {why}")]
+    Damaged { name: String, store: String, why: String },
+    #[error("{0}")]
+    NoGoodCopy(String),
+    #[error("cannot write {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} has {free} free, and the archive needs {needed} there", dir.display())]
+    Space { dir: PathBuf, free: String, needed: String },
+}
+
+impl Hint for FetchError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Store(e) => return e.hint(),
+            Self::Damaged { .. } | Self::NoGoodCopy(_) => "choose another backup: tars-backup list".into(),
+            Self::Space { .. } => "make room, or set agent.staging_dir to a larger disk".into(),
+            _ => return None,
+        })
+    }
+}
+
+impl From<StoreError> for FetchError {
+    fn from(e: StoreError) -> Self {
+        match e {
+            StoreError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Store(e),
+        }
+    }
+}
+
+impl From<TarError> for FetchError {
+    fn from(e: TarError) -> Self {
+        Self::NoGoodCopy(chain(&e))
+    }
+}
+
+/// A backup whose members lie, checked, in a private directory.
+pub struct Fetched {
+    pub manifest: Manifest,
+    /// Part of the names of what is made beside live data.
+    pub id: String,
+    dir: RunDir,
+}
+
+impl Fetched {
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Fetches the first copy that is what its manifest says. `dir` is a fresh private directory.
+pub fn fetch(
+    copies: &[Found<'_>],
+    request: &Request,
+    dir: RunDir,
+    world: &World<'_>,
+) -> Result<Fetched, FetchError> {
+    let mut reasons = Vec::new();
+    for copy in copies {
+        match one(copy, request, dir.path(), world) {
+            Ok(manifest) => {
+                let id = manifest.backup_name.to_string();
+                return Ok(Fetched { manifest, id, dir });
+            }
+            Err(FetchError::Interrupted(i)) => return Err(i.into()),
+            Err(e @ (FetchError::Space { .. } | FetchError::Write { .. })) => return Err(e),
+            Err(e) => {
+                log::warn!("{}", chain(&e));
+                reasons.push(chain(&e));
+            }
+        }
+    }
+    Err(FetchError::NoGoodCopy(match reasons.as_slice() {
+        [] => "there is no copy of the backup".to_owned(),
+        _ => reasons.join("; "),
+    }))
+}
+
+fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> Result<Manifest, FetchError> {
+    let name = found.entry.name.to_string();
+    let store = found.store().name().to_owned();
+    let damaged = |why: String| FetchError::Damaged { name: name.clone(), store: store.clone(), why };
+    let manifest = found.entry.manifest.as_ref().map_err(|e| damaged(chain(e)))?;
+    let bytes = manifest.bytes.unwrap_or(0);
+    let free = free_bytes(dir).map_err(|source| FetchError::Write { path: dir.to_owned(), source })?;
+    if free < bytes {
+        let (free, needed) = (show_bytes(free), show_bytes(bytes));
+        return Err(FetchError::Space { dir: dir.to_owned(), free, needed });
+    }
+    world.monitor.phase(&format!("fetching {name} from {store}"), manifest.bytes);
+    clear(dir)?;
+    let archive = object(&found.dir, &found.entry.name.archive());
+    let mut input = Hashing { input: found.store().open(&archive)?, hasher: Sha256::new(), world };
+    let mut sums: Vec<(String, String)> = Vec::new();
+    let prefix = format!("{name}/");
+    let read = walk_archive(&mut input, |entry: &Entry, body: &mut Body<'_>| {
+        member(entry, body, &prefix, dir, &mut sums)
+    });
+    world.cancel.check()?;
+    match read {
+        Ok(_) => {}
+        Err(e @ FetchError::Write { .. }) => return Err(e),
+        Err(e) => return Err(damaged(chain(&e))),
+    }
+    io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(e.to_string()))?;
+    let sha256 = hex::encode(input.hasher.finalize());
+    if !request.skip_validation {
+        if manifest.sha256.as_deref() != Some(sha256.as_str()) {
+            return Err(damaged("its bytes have another SHA-256 than the manifest says".into()));
+        }
+        compare(manifest, &sums).map_err(damaged)?;
+    }
+    Ok(manifest.clone())
+}
+
+/// Every member has the digest of its line, and every line its member.
+fn compare(manifest: &Manifest, sums: &[(String, String)]) -> Result<(), String> {
+    for c in manifest.details.values() {
+        for member in &c.members {
+            let found = sums.iter().find(|(name, _)| name == member);
+            let (_, sha256) = found.ok_or_else(|| format!("{member} is missing"))?;
+            let wanted = manifest.checksums.get(member);
+            if wanted.is_some_and(|w| *w != format!("sha256:{sha256}")) {
+                return Err(format!("{member} has another SHA-256 than the manifest says"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn clear(dir: &Path) -> Result<(), FetchError> {
+    let failed = |source| FetchError::Write { path: dir.to_owned(), source };
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        super::super::recover::remove_any(&entry.map_err(failed)?.path()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn member(
+    entry: &Entry,
+    body: &mut Body<'_>,
+    prefix: &str,
+    dir: &Path,
+    sums: &mut Vec<(String, String)>,
+) -> Result<(), FetchError> {
+    let hostile =
+        || FetchError::NoGoodCopy(format!("it holds {}, which is no plain file of it", show_name(&entry.path)));
+    let path = std::str::from_utf8(&entry.path).map_err(|_| hostile())?;
+    if entry.kind == Kind::Directory {
+        return Ok(());
+    }
+    let inside = path.strip_prefix(prefix).ok_or_else(hostile)?;
+    let plain = inside.split('/').all(|part| !matches!(part, "" | "." | "..")) && !inside.contains('\0');
+    if entry.kind != Kind::Regular || !plain || sums.iter().any(|(name, _)| name == inside) {
+        return Err(hostile());
+    }
+    let target = dir.join(inside);
+    let failed = |source| FetchError::Write { path: target.clone(), source };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(target.parent().unwrap_or(dir))
+        .map_err(failed)?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(failed)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = body.read(&mut buffer).map_err(|e| FetchError::NoGoodCopy(e.to_string()))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        file.write_all(&buffer[..n]).map_err(failed)?;
+    }
+    sums.push((inside.to_owned(), hex::encode(hasher.finalize())));
+    Ok(())
+}
+
+/// Hashes what passes, and stops for the signal.
+struct Hashing<'a, R> {
+    input: R,
+    hasher: Sha256,
+    world: &'a World<'a>,
+}
+
+impl<R: Read> Read for Hashing<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.world.cancel.check().map_err(io::Error::other)?;
+        let n = self.input.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        self.world.monitor.moved(n as u64);
+        Ok(n)
+    }
+}
+
+/// The data of one component below `to`: trees as trees, everything else as files without compression.
+pub(super) fn write_component(
+    work: &Work<'_>,
+    to: &Path,
+    world: &World<'_>,
+) -> Result<Vec<String>, SourceError> {
+    let mut warnings = Vec::new();
+    for member in &work.component.members {
+        let (base, _) = codec_of(member);
+        let target = match base.strip_suffix(".tar") {
+            Some(stem) => to.join(stem),
+            None => to.join(base),
+        };
+        let put = |source| SourceError::Place { path: target.clone(), source };
+        let parent = target.parent().unwrap_or(to);
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(put)?;
+        work.open(member, |body| {
+            if base.ends_with(".tar") {
+                DirBuilder::new().mode(0o700).create(&target).map_err(put)?;
+                let fact = |key: &str| work.component.facts.get(key).and_then(serde_json::Value::as_u64);
+                let limits = match work.compare {
+                    true => Limits { entries: fact("entries"), bytes: fact("bytes") },
+                    false => Limits::default(),
+                };
+                let done = unpack::unpack(body, &target, &limits, world.cancel, world.monitor)?;
+                warnings.extend(done.warnings());
+                return Ok(());
+            }
+            let mut file = File::create_new(&target).map_err(put)?;
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                world.cancel.check()?;
+                let n = body.read(&mut buffer).map_err(|source| SourceError::Read {
+                    what: format!("{member} of the archive"),
+                    source,
+                })?;
+                if n == 0 {
+                    return file.sync_all().map_err(put);
+                }
+                file.write_all(&buffer[..n]).map_err(put)?;
+                world.monitor.moved(n as u64);
+            }
+        })?;
+    }
+    Ok(warnings)
+}

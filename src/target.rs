@@ -1,0 +1,345 @@
+//! Where a component goes back to. What could go wrong: live data that is gone before the new data is known to be good;
+//! so a target first brings the new data, whole and compared with the manifest, to a place beside the old, and only then
+//! says which change makes it live.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::archive::read::{codec_of, decompress};
+use crate::archive::tree::{self, Exclude, TreeRules};
+use crate::archive::unpack::{self, Limits, Survey};
+use crate::change::{self, Change};
+use crate::docker::{Container, Place};
+use crate::manifest::Component;
+use crate::run_journal::{RunJournal, Step};
+use crate::source::{Context, SourceError};
+use crate::units::show_bytes;
+
+/// What is needed to bring one component back.
+pub struct Work<'a> {
+    pub name: &'a str,
+    pub component: &'a Component,
+    /// Where the members of the archive lie, under their names.
+    pub dir: &'a Path,
+    /// Part of the names of what is made beside live data.
+    pub id: &'a str,
+    /// Whether what is unpacked is compared with the manifest.
+    pub compare: bool,
+}
+
+impl Work<'_> {
+    /// A member without its compression.
+    pub fn open<T>(
+        &self,
+        member: &str,
+        read: impl FnOnce(&mut dyn Read) -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        let failed = |source| SourceError::Read { what: format!("{member} of the archive"), source };
+        let mut file = File::open(self.dir.join(member)).map_err(failed)?;
+        let mut body = decompress(codec_of(member).1, &mut file).map_err(failed)?;
+        read(&mut body)
+    }
+
+    /// The member with this name before compression.
+    pub fn member(&self, suffix: &str) -> Result<&str, SourceError> {
+        let found = self.component.members.iter().find(|m| codec_of(m).0.ends_with(suffix));
+        found.map(String::as_str).ok_or_else(|| {
+            SourceError::bad(self.name, format!("the archive has no member of it that ends in {suffix}"))
+        })
+    }
+
+    fn fact(&self, key: &str) -> Option<u64> {
+        self.component.facts.get(key).and_then(Value::as_u64)
+    }
+}
+
+/// What is there now, for the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Existing {
+    Nothing,
+    Something(String),
+}
+
+pub trait Target {
+    /// What is replaced, for a person: `directory /srv/documents`.
+    fn describe(&self) -> String;
+
+    /// Where every container that mounts it must be stopped meanwhile.
+    fn place(&self) -> Option<&Place> {
+        None
+    }
+
+    fn existing(&self, context: &Context<'_>) -> Result<Existing, SourceError>;
+
+    /// Reads the members and finds out whether they can be put in place; writes nothing. The bytes that will be needed
+    /// beside the live data, and the directory whose disk they are needed on.
+    fn survey(&self, context: &Context<'_>, work: &Work<'_>) -> Result<(PathBuf, u64), SourceError>;
+
+    /// Brings the new data beside the old, compared with the manifest. Warnings.
+    fn prepare(
+        &self,
+        context: &Context<'_>,
+        journal: &RunJournal,
+        work: &Work<'_>,
+    ) -> Result<Vec<String>, SourceError>;
+
+    /// What makes it live. Called when nobody writes any more.
+    fn change(&self, context: &Context<'_>, journal: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError>;
+
+    /// Whether the new data is what is seen where it is used.
+    fn check(&self, context: &Context<'_>, work: &Work<'_>, containers: &[Container]) -> Result<(), SourceError>;
+}
+
+/// A directory: of a source, of a bind mount, or of a volume that can be reached directly.
+pub struct TreeTarget {
+    pub live: PathBuf,
+    pub what: String,
+    pub place: Option<Place>,
+    /// Path of it in the container that it was found by.
+    pub inside: Option<String>,
+    /// What the source leaves out now.
+    pub exclude: Exclude,
+}
+
+impl TreeTarget {
+    /// What was left out when the backup was made, and what is left out now.
+    fn left_out(&self, work: &Work<'_>) -> Exclude {
+        let then = work.component.facts.get("excluded").and_then(Value::as_array);
+        let then = then.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+        let mut patterns: Vec<String> = self.exclude.patterns().to_vec();
+        patterns.extend(then);
+        patterns.sort();
+        patterns.dedup();
+        Exclude::new(&patterns).unwrap_or_else(|_| self.exclude.clone())
+    }
+
+    fn limits(work: &Work<'_>) -> Limits {
+        if !work.compare {
+            return Limits::default();
+        }
+        Limits { entries: work.fact("entries"), bytes: work.fact("bytes") }
+    }
+
+    fn compare(work: &Work<'_>, found: &Survey) -> Result<(), SourceError> {
+        let now = [("entries", found.entries), ("files", found.files), ("bytes", found.bytes)];
+        for (key, now) in now {
+            match work.fact(key) {
+                Some(then) if work.compare && then != now => {
+                    return Err(SourceError::bad(
+                        work.name,
+                        format!("it has {now} {key}, the manifest says {then}"),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Target for TreeTarget {
+    fn describe(&self) -> String {
+        self.what.clone()
+    }
+
+    fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
+    fn existing(&self, context: &Context<'_>) -> Result<Existing, SourceError> {
+        if !self.live.is_dir() {
+            return Ok(Existing::Nothing);
+        }
+        let rules = TreeRules {
+            exclude: Exclude::default(),
+            own_dirs: Vec::new(),
+            cross_mounts: true,
+            allow_empty: true,
+        };
+        let found = tree::inventory(&self.live, &rules, context.cancel)?.report;
+        Ok(match found.entries_below() {
+            0 => Existing::Nothing,
+            _ => Existing::Something(format!("{} files, {}", found.files, show_bytes(found.bytes))),
+        })
+    }
+
+    fn survey(&self, context: &Context<'_>, work: &Work<'_>) -> Result<(PathBuf, u64), SourceError> {
+        let parent = self.live.parent().filter(|p| p.is_dir()).ok_or_else(|| {
+            SourceError::hinted(
+                self.live.display().to_string(),
+                "the directory above it is not there",
+                "is its disk mounted? make the directory above it, or restore elsewhere with --to",
+            )
+        })?;
+        let found = work.open(work.member(".tar")?, |body| {
+            Ok(unpack::survey(body, &Self::limits(work), context.cancel)?)
+        })?;
+        Self::compare(work, &found)?;
+        let on = if self.live.is_dir() { &self.live } else { parent };
+        Ok((on.to_owned(), found.data_bytes + 4096 * found.inodes))
+    }
+
+    fn prepare(
+        &self,
+        context: &Context<'_>,
+        journal: &RunJournal,
+        work: &Work<'_>,
+    ) -> Result<Vec<String>, SourceError> {
+        let beside = change::beside(&self.live, work.id);
+        journal.record(&Step::Scratch { component: work.name.to_owned(), path: beside.clone() })?;
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+            .create(&beside)
+            .map_err(|source| SourceError::Place { path: beside.clone(), source })?;
+        let done = work.open(work.member(".tar")?, |body| {
+            Ok(unpack::unpack(body, &beside, &Self::limits(work), context.cancel, context.monitor)?)
+        })?;
+        Self::compare(work, &done.survey)?;
+        Ok(done.warnings())
+    }
+
+    fn change(&self, context: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
+        let beside = change::beside(&self.live, work.id);
+        let carried = match self.live.is_dir() {
+            true => tree::left_out(&self.live, &self.left_out(work), context.cancel)?,
+            false => Vec::new(),
+        };
+        Ok(change::plan_directory(&self.live, &beside, carried)?)
+    }
+
+    /// A container that was not stopped in time still has the old tree, although the engine shows the new one. What its
+    /// own process sees tells.
+    fn check(&self, context: &Context<'_>, _: &Work<'_>, containers: &[Container]) -> Result<(), SourceError> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let docker = context.docker()?;
+        let live = std::fs::metadata(&self.live)
+            .map_err(|source| SourceError::Read { what: self.live.display().to_string(), source })?;
+        for container in containers {
+            let Some(now) = docker.look(&container.id)?.filter(|c| c.pid > 0) else { continue };
+            if !docker.is_local() || !now.is_process_of_this_host() {
+                continue;
+            }
+            for seen in place.seen_by(&now) {
+                // Without the right to look there is no proof either way.
+                let Ok(meta) = std::fs::metadata(&seen) else { continue };
+                if (meta.dev(), meta.ino()) != (live.dev(), live.ino()) {
+                    return Err(SourceError::bad(now.name.clone(), "it still works on the old data"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An SQLite database of the host.
+pub struct SqliteTarget {
+    pub live: PathBuf,
+}
+
+impl SqliteTarget {
+    fn beside(&self, work: &Work<'_>, what: &str) -> PathBuf {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(self.live.file_name().unwrap_or_default());
+        name.push(format!(".tars-restore-{}{what}", work.id));
+        self.live.with_file_name(name)
+    }
+
+    fn write(&self, context: &Context<'_>, work: &Work<'_>, to: &Path) -> Result<(), SourceError> {
+        let put = |source| SourceError::Place { path: to.to_owned(), source };
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)
+            .map_err(put)?;
+        work.open(work.member(".sqlite3")?, |body| {
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                context.cancel.check()?;
+                let n = body
+                    .read(&mut buffer)
+                    .map_err(|source| SourceError::Read { what: "the database in the archive".into(), source })?;
+                if n == 0 {
+                    return Ok(());
+                }
+                file.write_all(&buffer[..n]).map_err(put)?;
+                context.monitor.moved(n as u64);
+            }
+        })?;
+        file.sync_all().map_err(put)
+    }
+
+    fn compare(&self, work: &Work<'_>, path: &Path) -> Result<(), SourceError> {
+        let found: Map<String, Value> = crate::source::examine_sqlite(path)
+            .map_err(|why| SourceError::bad(work.name, format!("the database in the archive: {why}")))?;
+        if work.compare && found.get("rows") != work.component.facts.get("rows") {
+            return Err(SourceError::bad(work.name, "its row counts are not those of the manifest"));
+        }
+        Ok(())
+    }
+}
+
+impl Target for SqliteTarget {
+    fn describe(&self) -> String {
+        format!("SQLite database {}", self.live.display())
+    }
+
+    fn existing(&self, _: &Context<'_>) -> Result<Existing, SourceError> {
+        match std::fs::metadata(&self.live) {
+            Ok(meta) => Ok(Existing::Something(show_bytes(meta.len()))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Existing::Nothing),
+            Err(source) => Err(SourceError::Read { what: self.live.display().to_string(), source }),
+        }
+    }
+
+    fn survey(&self, _: &Context<'_>, work: &Work<'_>) -> Result<(PathBuf, u64), SourceError> {
+        let parent = self.live.parent().filter(|p| p.is_dir()).ok_or_else(|| {
+            SourceError::bad(self.live.display().to_string(), "the directory above it is not there")
+        })?;
+        work.member(".sqlite3")?;
+        let old = std::fs::metadata(&self.live).map_or(0, |m| m.len());
+        Ok((parent.to_owned(), 2 * work.component.bytes_in + old))
+    }
+
+    fn prepare(
+        &self,
+        context: &Context<'_>,
+        journal: &RunJournal,
+        work: &Work<'_>,
+    ) -> Result<Vec<String>, SourceError> {
+        let new = self.beside(work, "");
+        journal.record(&Step::Scratch { component: work.name.to_owned(), path: new.clone() })?;
+        self.write(context, work, &new)?;
+        self.compare(work, &new)?;
+        let put = |source| SourceError::Place { path: new.clone(), source };
+        let mode = work.component.facts.get("mode").and_then(Value::as_str);
+        let mode = mode.and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o600);
+        let id = |key: &str| work.fact(key).and_then(|v| u32::try_from(v).ok());
+        std::os::unix::fs::chown(&new, id("uid"), id("gid")).map_err(put)?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(mode)).map_err(put)?;
+        Ok(Vec::new())
+    }
+
+    fn change(&self, context: &Context<'_>, journal: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
+        let new = self.beside(work, "");
+        if self.existing(context)? == Existing::Nothing {
+            return Ok(Change::Sqlite { live: self.live.clone(), new, old: None });
+        }
+        let old = self.beside(work, ".old");
+        journal.record(&Step::Scratch { component: work.name.to_owned(), path: old.clone() })?;
+        change::copy_database(&self.live, &old)?;
+        Ok(Change::Sqlite { live: self.live.clone(), new, old: Some(old) })
+    }
+
+    fn check(&self, _: &Context<'_>, work: &Work<'_>, _: &[Container]) -> Result<(), SourceError> {
+        self.compare(work, &self.live)
+    }
+}
+
+/// Facts of a restored component, for the outcome.
+pub fn restored_facts(work: &Work<'_>) -> Value {
+    json!({ "files": work.fact("files"), "bytes": work.fact("bytes") })
+}
