@@ -9,3 +9,4 @@ pub mod pack;
 pub mod read;
 pub mod tarfile;
 pub mod tree;
+pub mod unpack;
