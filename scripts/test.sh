@@ -14,6 +14,7 @@ cd "$(dirname "$0")/.."
 packages=(
   ca-certificates gcc libc6-dev make git # to build
   util-linux procps findutils diffutils tar gzip zstd xz-utils # stock tools that must open what we write
+  busybox # another writer of tars that must come back
   sqlite3 attr acl
   postgresql-client redis-tools # psql, redis-check-rdb
   python3 # tests/lab/chroma.py

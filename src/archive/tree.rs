@@ -448,6 +448,8 @@ fn list(fd: BorrowedFd<'_>) -> rustix::io::Result<Vec<CString>> {
         }
     }
     names.sort_unstable_by(|a, b| b.cmp(a));
+    // A directory that changes while it is read may tell a name twice; nobody unpacks an archive with doubles.
+    names.dedup();
     Ok(names)
 }
 

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -282,4 +283,70 @@ impl Running {
     pub fn end(self) -> Done {
         done(self.child.wait_with_output().unwrap())
     }
+}
+
+/// A tree with everything that a file system can hold, a socket and a device among it. Needs root.
+pub fn make_odd(root: &Path) {
+    let at = |p: &str| root.join(p);
+    std::fs::create_dir_all(at("sub/deep")).unwrap();
+    std::fs::create_dir(at("empty dir")).unwrap();
+    std::fs::write(at("plain"), "plain\n").unwrap();
+    std::fs::write(at("zero"), "").unwrap();
+    std::fs::write(at(&"n".repeat(250)), "long name\n").unwrap();
+    let deep = "d".repeat(120);
+    std::fs::create_dir_all(at(&format!("{deep}/{deep}"))).unwrap();
+    std::fs::write(at(&format!("{deep}/{deep}/file")), "long path\n").unwrap();
+    std::fs::write(at("line\nbreak and \u{1b}[31m"), "odd name\n").unwrap();
+    std::fs::write(at("ünïcødé 漢字"), "unicode\n").unwrap();
+    use std::os::unix::ffi::OsStrExt;
+    let latin1 = std::ffi::OsStr::from_bytes(b"latin1-\xe9\xff");
+    std::fs::write(root.join(latin1), "not utf-8\n").unwrap();
+    std::fs::hard_link(at("plain"), at("sub/hard")).unwrap();
+    std::fs::hard_link(at("plain"), at("zz-hard")).unwrap();
+    symlink("plain", at("sym")).unwrap();
+    symlink("/etc/passwd", at("sym-absolute")).unwrap();
+    symlink("../../outside", at("sub/sym-out")).unwrap();
+    symlink("x".repeat(300), at("sym-long")).unwrap();
+    symlink("nowhere", at("sym-dangling")).unwrap();
+    std::fs::write(at("suid"), "#!/bin/sh\n").unwrap();
+    std::os::unix::fs::chown(at("suid"), Some(1234), Some(3_000_000)).unwrap();
+    std::fs::set_permissions(at("suid"), std::fs::Permissions::from_mode(0o6755)).unwrap();
+    std::fs::set_permissions(at("sub/deep"), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    std::fs::set_permissions(at("zero"), std::fs::Permissions::from_mode(0o000)).unwrap();
+    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o2750)).unwrap();
+    sh(&format!("mkfifo -m 0640 '{}'", at("fifo").display()));
+    sh(&format!(
+        "python3 -c 'import socket,sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' '{}'",
+        at("sock").display()
+    ));
+    sh(&format!("mknod '{}' c 1 3", at("null").display()));
+    sh(&format!("setfattr -n user.colour -v 'rot=1%' '{}'", at("plain").display()));
+    sh(&format!("setfattr -n user.dir -v x '{}'", at("sub").display()));
+    sh(&format!("setfacl -m u:4242:rw '{}'", at("plain").display()));
+    sh(&format!("setfacl -d -m g:77:rx '{}'", at("sub").display()));
+    // Holes at the begin, in the middle and at the end; one file that is only a hole.
+    sh(&format!(
+        "f='{0}'; printf head | dd of=\"$f\" bs=1 seek=3000000 conv=notrunc status=none; \
+         printf tail | dd of=\"$f\" bs=1 seek=9000000 conv=notrunc status=none; truncate -s 20000000 \"$f\"; \
+         truncate -s 5000000 '{1}'",
+        at("sparse").display(),
+        at("sparse-all").display()
+    ));
+    for (name, time) in [
+        ("plain", "2001-02-03 04:05:06.123456789 UTC"),
+        ("zero", "1969-12-31 23:59:58.250000000 UTC"),
+        ("suid", "2100-01-01 00:00:00.000000001 UTC"),
+        ("sub", "2010-01-01 00:00:00.5 UTC"),
+        (".", "2011-01-01 00:00:00.987654321 UTC"),
+    ] {
+        sh(&format!("touch -h -d '{time}' '{}'", at(name).display()));
+    }
+}
+
+/// One line per entry with everything that must survive; inode numbers are replaced by the count of links.
+pub fn describe(root: &Path) -> String {
+    sh(&format!(
+        "cd '{}' && find . -printf '%P|%y|%m|%U|%G|%s|%T@|%n|%l\\0' | sort -z | tr '\\0' '\\n'",
+        root.display()
+    ))
 }

@@ -1,0 +1,342 @@
+//! Restore of files and SQLite: destroyed data comes back as it was, what is not asked for stays, and whatever goes wrong,
+//! in whatever moment, each component is wholly old or wholly new. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use support::{Home, describe, make_odd, sh};
+
+/// Two directories and a database, backed up once.
+fn with_three() -> Home {
+    let home = Home::new().documents();
+    sh(&format!("mkdir -p '{0}/cache/deep'; echo b > '{0}/b.txt'; echo c > '{0}/cache/deep/c'", home.at("more")));
+    let (more, db) = (home.at("more"), home.at("app.sqlite3"));
+    sh(&format!("sqlite3 '{db}' 'CREATE TABLE t(v); INSERT INTO t VALUES (1),(2)'; chmod 640 '{db}'; chown 12:34 '{db}'"));
+    let home = home
+        .source("more", &format!("type = \"directory\"\npath = \"{more}\"\nexclude = [\"cache\"]"))
+        .source("app", &format!("type = \"sqlite\"\npath = \"{db}\""))
+        .ready();
+    home.backup(0);
+    home
+}
+
+fn change_all(home: &Home) {
+    sh(&format!(
+        "cd '{}'; rm docs/a.txt; echo changed > docs/new; echo changed > more/b.txt; echo kept > more/cache/deep/c; \
+         sqlite3 app.sqlite3 'DELETE FROM t; INSERT INTO t VALUES (99)'",
+        home.root().display()
+    ));
+}
+
+fn rows(path: &str) -> String {
+    sh(&format!("sqlite3 '{path}' 'SELECT group_concat(v) FROM t'"))
+}
+
+/// Everything that a restore could touch.
+fn state(home: &Home) -> String {
+    ["docs", "more"].iter().map(|d| describe(&home.path(d))).collect::<String>() + &rows(&home.at("app.sqlite3"))
+}
+
+/// Nothing of a restore lies beside the data.
+#[track_caller]
+fn assert_clean(home: &Home) {
+    let left = sh(&format!("find '{}' -name '*tars-restore*' -not -path '*/store/*'", home.root().display()));
+    assert_eq!(left, "", "left behind");
+    assert!(!home.path("state/run.journal").exists(), "the journal is still there");
+}
+
+#[test]
+fn an_odd_tree_comes_back_as_it_was() {
+    let home = Home::new();
+    std::fs::create_dir(home.path("docs")).unwrap();
+    make_odd(&home.path("docs"));
+    let path = home.at("docs");
+    let home = home.source("documents", &format!("type = \"directory\"\npath = \"{path}\"")).ready();
+    // A socket and a device are not in a backup.
+    sh(&format!("rm '{path}/sock' '{path}/null'"));
+    home.backup(0);
+    let before = describe(&home.path("docs"));
+    let attributes = format!("cd '{path}' && getfattr -dhR -m - . 2>/dev/null; getfacl -Rnp .");
+    let attributes_before = sh(&attributes);
+    for ruin in ["rm -rf docs", "find docs -mindepth 1 -delete; chmod 700 docs", "echo x > docs/plain; mkdir docs/fresh"] {
+        sh(&format!("cd '{}'; {ruin}", home.root().display()));
+        home.tars(&["restore", "--latest", "--yes"]).expect(0).says("restored documents");
+        assert_eq!(describe(&home.path("docs")), before, "after {ruin}");
+        assert_eq!(sh(&attributes), attributes_before, "after {ruin}");
+        let archive = home.object(".tar.gz");
+        sh(&format!(
+            "mkdir -p '{0}'; tar -xzOf '{1}' --wildcards '*/documents.tar.gz' | gunzip | \
+             tar --compare --numeric-owner --xattrs -C '{path}'",
+            home.at("x"),
+            archive.display()
+        ));
+        assert_clean(&home);
+    }
+}
+
+#[test]
+fn what_the_source_leaves_out_stays_and_only_what_is_asked_for_changes() {
+    let home = with_three();
+    change_all(&home);
+    home.tars(&["restore", "--latest", "--yes", "--component", "more"]).expect(0);
+    assert_eq!(sh(&format!("cat '{}'", home.at("more/b.txt"))), "b\n");
+    assert_eq!(sh(&format!("cat '{}'", home.at("more/cache/deep/c"))), "kept\n");
+    assert!(home.path("docs/new").exists());
+    assert_eq!(rows(&home.at("app.sqlite3")), "99\n");
+    home.tars(&["restore", "--latest", "--yes", "--skip", "more,app"]).expect(0);
+    assert!(home.path("docs/a.txt").exists() && !home.path("docs/new").exists());
+    assert_eq!(rows(&home.at("app.sqlite3")), "99\n");
+    home.tars(&["restore", "--latest", "--force", "--component", "app"]).expect(0);
+    assert_eq!(rows(&home.at("app.sqlite3")), "1,2\n");
+    assert_clean(&home);
+    // What was replaced is saved, and is no backup that `--latest` takes.
+    let saved = sh(&format!("ls '{}' | grep -c manifest.json", home.at("state/pre-restore")));
+    assert_eq!(saved, "3\n");
+    assert_eq!(home.committed().len(), 1);
+    home.tars(&["restore", "--latest", "--yes", "--component", "nothing"]).expect(64).says("it has: app, documents, more");
+}
+
+#[test]
+fn a_dry_run_shows_what_would_change_and_changes_nothing() {
+    let home = with_three();
+    change_all(&home);
+    let before = state(&home) + &sh(&format!("cd '{}'; find . | sort", home.root().display()));
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says("directory").says("SQLite database");
+    let plan = home.tars(&["restore", "--latest", "--dry-run", "--json"]).expect(0).json();
+    assert_eq!(plan["lines"].as_array().unwrap().len(), 3);
+    let after = state(&home) + &sh(&format!("cd '{}'; find . | sort", home.root().display()));
+    assert_eq!(after, before);
+    // Nobody is there to say yes.
+    home.tars(&["restore", "--latest"]).expect(64).says("--yes");
+    assert_eq!(state(&home) + &sh(&format!("cd '{}'; find . | sort", home.root().display())), before);
+}
+
+#[test]
+fn elsewhere_means_that_nothing_here_changes() {
+    let home = with_three();
+    change_all(&home);
+    let before = state(&home);
+    let to = home.at("elsewhere");
+    home.tars(&["restore", "--latest", "--to", &to]).expect(0);
+    assert_eq!(state(&home), before);
+    assert_eq!(sh(&format!("cat '{to}/documents/a.txt'")), "hello\n");
+    assert_eq!(rows(&format!("{to}/app.sqlite3")), "1,2\n");
+    // The archive alone is enough, without any configuration.
+    let archive = home.object(".tar.gz").display().to_string();
+    let second = home.at("second");
+    support::run(support::PROGRAM, &["restore", "--backup-file", &archive, "--to", &second]).expect(0);
+    assert_eq!(sh(&format!("cat '{second}/more/b.txt'")), "b\n");
+}
+
+#[test]
+fn an_application_sees_the_new_rows_or_stops_the_restore() {
+    for (mode, code) in [("DELETE", 0), ("WAL", 1)] {
+        let home = Home::new();
+        let db = home.at("app.sqlite3");
+        sh(&format!("sqlite3 '{db}' 'PRAGMA journal_mode={mode}; CREATE TABLE t(v); INSERT INTO t VALUES (1)'"));
+        let home = home.source("app", &format!("type = \"sqlite\"\npath = \"{db}\"")).ready();
+        home.backup(0);
+        let script = format!(
+            "import sqlite3,sys\nc=sqlite3.connect('{db}')\nc.execute('DELETE FROM t');c.execute('INSERT INTO t VALUES (2)');c.commit()\n\
+             list(c.execute('SELECT * FROM t'))\nprint('ready',flush=True)\nsys.stdin.readline()\n\
+             print(list(c.execute('SELECT v FROM t')))"
+        );
+        let mut application = std::process::Command::new("python3")
+            .args(["-c", &script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = std::io::BufReader::new(application.stdout.take().unwrap());
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        let done = home.tars(&["restore", "--latest", "--yes"]).expect(code);
+        if code == 1 {
+            done.says("locked by another program");
+        }
+        drop(application.stdin.take());
+        line.clear();
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        assert_eq!(line, if code == 0 { "[(1,)]\n" } else { "[(2,)]\n" }, "{mode}");
+        application.wait().unwrap();
+        assert_clean(&home);
+    }
+}
+
+#[test]
+fn configuration_gets_references_and_never_a_redacted_file_over_a_live_one() {
+    let home = Home::new().documents();
+    std::fs::write(home.path("app.env"), "PASSWORD=correct-horse-battery\nPORT=80\n").unwrap();
+    let env = home.at("app.env");
+    let home = home.source("configuration", &format!("type = \"config_files\"\nfiles = [\"{env}\"]")).ready();
+    home.backup(0);
+    std::fs::write(home.path("app.env"), "PASSWORD=new\n").unwrap();
+    let done = home.tars(&["restore", "--latest", "--yes"]).expect(2);
+    done.says("--restore-config");
+    assert!(!home.path("app.env.reference").exists());
+    home.tars(&["restore", "--latest", "--yes", "--restore-config"]).expect(0);
+    assert_eq!(std::fs::read_to_string(home.path("app.env")).unwrap(), "PASSWORD=new\n");
+    let reference = std::fs::read_to_string(home.path("app.env.reference")).unwrap();
+    assert!(reference.contains("PORT=80") && !reference.contains("correct-horse"), "{reference}");
+    assert_eq!(sh(&format!("stat -c %a '{env}.reference'")), "600\n");
+}
+
+#[test]
+fn a_damaged_copy_means_the_next_store_and_damage_everywhere_means_nothing() {
+    let home = Home::new().documents().second_store().ready();
+    std::fs::create_dir(home.path("second")).unwrap();
+    home.tars(&["store", "init", "second"]).expect(0);
+    home.tars(&["backup", "--tier", "both"]).expect(0);
+    let flip = |store: &str| {
+        let archive = sh(&format!("ls '{}'/both/*.tar.gz", home.at(store)));
+        sh(&format!("printf X | dd of='{}' bs=1 seek=400 conv=notrunc status=none", archive.trim()));
+    };
+    flip("store");
+    std::fs::remove_file(home.path("docs/a.txt")).unwrap();
+    sh(&format!("echo other > '{}'", home.at("docs/b")));
+    home.tars(&["restore", "--latest", "--yes"]).expect(0).says("is damaged");
+    assert!(home.path("docs/a.txt").exists());
+    flip("second");
+    sh(&format!("echo newest > '{}'", home.at("docs/a.txt")));
+    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("is damaged");
+    assert_eq!(sh(&format!("cat '{}'", home.at("docs/a.txt"))), "newest\n");
+    assert_clean(&home);
+}
+
+#[test]
+fn a_partial_backup_needs_a_word() {
+    let home = Home::new().documents().source("bad", "type = \"command\"\ncommand = [\"false\"]\ncritical = true").ready();
+    home.backup(2);
+    let name = home.only();
+    std::fs::remove_file(home.path("docs/a.txt")).unwrap();
+    home.tars(&["restore", &name, "--yes"]).expect(1).says("it lacks bad");
+    home.tars(&["restore", &name, "--yes", "--allow-partial"]).expect(0);
+    assert!(home.path("docs/a.txt").exists());
+}
+
+/// A file system of its own that is full but for `free` bytes, or read-only.
+struct Disk(String);
+
+impl Disk {
+    fn new(path: &Path, options: &str) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let path = path.display().to_string();
+        sh(&format!("mount -t tmpfs -o {options} tmpfs '{path}'"));
+        Self(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        support::run("umount", &["-l", &self.0]);
+    }
+}
+
+#[test]
+fn a_full_or_read_only_disk_leaves_the_old_data() {
+    for how in ["full", "read-only", "mount point"] {
+        let home = Home::new();
+        let disk = Disk::new(&home.path("disk"), "size=24m");
+        let docs = match how {
+            // It cannot be renamed: its entries are exchanged within.
+            "mount point" => home.at("disk"),
+            _ => home.at("disk/docs"),
+        };
+        sh(&format!("mkdir -p '{docs}/sub'; head -c 8000000 /dev/urandom > '{docs}/sub/noise'; echo a > '{docs}/a'"));
+        let home = home.source("documents", &format!("type = \"directory\"\npath = \"{docs}\"")).ready();
+        home.backup(0);
+        sh(&format!("echo changed > '{docs}/a'; echo more > '{docs}/more'"));
+        let before = describe(Path::new(&docs));
+        match how {
+            "full" => {
+                sh(&format!("head -c 12000000 /dev/zero > '{}'", home.at("disk/filler")));
+                home.tars(&["restore", "--latest", "--yes"]).expect(1).says("make room");
+                assert_eq!(describe(Path::new(&docs)), before);
+            }
+            "read-only" => {
+                sh(&format!("mount -o remount,ro '{}'", disk.0));
+                home.tars(&["restore", "--latest", "--yes"]).expect(1);
+                assert_eq!(describe(Path::new(&docs)), before);
+            }
+            _ => {
+                home.tars(&["restore", "--latest", "--yes"]).expect(0);
+                assert_eq!(sh(&format!("cat '{docs}/a'; ls '{docs}'")), "a\na\nsub\n");
+            }
+        }
+        assert_clean(&home);
+    }
+}
+
+/// Kills a restore when its journal has grown to `lines`; false when it ended before.
+fn killed_at(home: &Home, lines: usize) -> bool {
+    let mut run = home.command(&["restore", "--latest", "--yes", "--no-safety-backup"]);
+    // The guardian would be faster than us.
+    run.env("TARS_BACKUP_GUARDIAN", "no").stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut child = run.spawn().unwrap();
+    let journal = home.path("state/run.journal");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let now = std::fs::read(&journal).unwrap_or_default();
+        if now.iter().filter(|b| **b == b'\n').count() >= lines {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        assert!(Instant::now() < deadline, "it hangs");
+    }
+}
+
+#[test]
+fn killed_at_any_step_each_component_is_wholly_old_or_wholly_new() {
+    let home = with_three();
+    // So that the steps take long enough to be hit.
+    sh(&format!("for i in $(seq 300); do echo $i > '{0}'/f$i; done", home.at("docs")));
+    home.tars(&["backup"]).expect(0);
+    change_all(&home);
+    sh(&format!("rm '{}'/f1*", home.at("docs")));
+    let old = |part: &str| match part {
+        "app" => rows(&home.at("app.sqlite3")) == "99\n",
+        "docs" => home.path("docs/new").exists() && !home.path("docs/f1").exists(),
+        _ => std::fs::read_to_string(home.path("more/b.txt")).unwrap() == "changed\n",
+    };
+    let new = |part: &str| match part {
+        "app" => rows(&home.at("app.sqlite3")) == "1,2\n",
+        "docs" => !home.path("docs/new").exists() && home.path("docs/f1").exists() && home.path("docs/f300").exists(),
+        _ => std::fs::read_to_string(home.path("more/b.txt")).unwrap() == "b\n",
+    };
+    let mut kills = 0;
+    for lines in 1.. {
+        change_all_again(&home);
+        if !killed_at(&home, lines) {
+            break;
+        }
+        kills += 1;
+        home.tars(&["recover"]).expect(0);
+        assert_clean(&home);
+        for part in ["app", "docs", "more"] {
+            assert!(old(part) || new(part), "{part} is neither old nor new after a kill at line {lines}");
+        }
+        assert_eq!(std::fs::read_to_string(home.path("more/cache/deep/c")).unwrap(), "kept\n");
+        // Nothing is in the way of the next one.
+        home.tars(&["recover"]).expect(0);
+    }
+    assert!(kills >= 10, "only {kills} kills hit");
+    assert!(new("app") && new("docs") && new("more"));
+    home.assert_nothing_left();
+}
+
+/// Old data again, whatever the last restore made of it.
+fn change_all_again(home: &Home) {
+    sh(&format!(
+        "cd '{}'; rm -f docs/a.txt docs/f1*; echo changed > docs/new; echo changed > more/b.txt; \
+         echo kept > more/cache/deep/c; sqlite3 app.sqlite3 'DELETE FROM t; INSERT INTO t VALUES (99)'",
+        home.root().display()
+    ));
+}
