@@ -14,4 +14,5 @@ mod lab;
 mod laboratory;
 mod postgres;
 mod redis;
+mod restore;
 mod secrets;

@@ -1,0 +1,201 @@
+//! Volumes come back, and the containers that use them see the new data: while they run, after they were removed, when
+//! they do not start with it, and after a kill. What could go wrong: a container that goes on with the old directory.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::lab::{Lab, until};
+use crate::support::{Home, sh};
+
+/// A container that appends to a file of its volume and shows what it reads there.
+const SERVICE: &str = "trap 'exit 0' TERM; while :; do cat /data/value > /data/seen; sleep 0.1 & wait $!; done";
+
+struct Stack {
+    lab: Lab,
+    volume: String,
+    one: String,
+    /// Only reads.
+    two: String,
+}
+
+fn stack() -> Stack {
+    let lab = Lab::new();
+    let volume = lab.volume("data");
+    let writes = format!("{volume}:/data");
+    let reads = format!("{volume}:/data:ro");
+    let one = lab.container(&["run", "-d"], "one", &["-v", &writes, "redis:7-alpine", "sh", "-c", SERVICE]);
+    let two = lab.container(&["run", "-d"], "two", &["-v", &reads, "redis:7-alpine", "sleep", "infinity"]);
+    lab.sh(&one, "mkdir -p /data/deep && echo before > /data/value && echo x > /data/deep/x && ln /data/value /data/hard");
+    Stack { lab, volume, one, two }
+}
+
+impl Stack {
+    fn home(&self, more: &str) -> Home {
+        let home = Home::new().source("data", &format!("type = \"volume\"\nvolume = {:?}\nexclude = [\"seen\"]\n{more}", self.volume));
+        let home = home.ready();
+        home.backup(0);
+        home
+    }
+
+    fn value(&self, container: &str) -> String {
+        self.lab.sh(container, "cat /data/value")
+    }
+
+    fn id_and_state(&self, container: &str) -> String {
+        self.lab.ok(&["inspect", "-f", "{{.Id}} {{.State.Status}}", container])
+    }
+
+    fn data(&self) -> String {
+        self.lab.ok(&["volume", "inspect", "-f", "{{.Mountpoint}}", &self.volume]).trim().to_owned()
+    }
+}
+
+fn assert_clean(home: &Home, data: &str) {
+    let beside = Path::new(data).parent().unwrap();
+    assert_eq!(sh(&format!("find '{}' -name '*tars-restore*'", beside.display())), "");
+    assert!(!home.path("state/run.journal").exists());
+}
+
+#[test]
+fn every_container_of_a_volume_sees_the_restored_data() {
+    let s = stack();
+    let home = s.home("");
+    s.lab.sh(&s.one, "echo after > /data/value; rm -r /data/deep; echo y > /data/fresh");
+    let before = [s.id_and_state(&s.one), s.id_and_state(&s.two)];
+    home.tars(&["restore", "--latest", "--yes"]).expect(0).says("restored data");
+    assert_eq!([s.id_and_state(&s.one), s.id_and_state(&s.two)], before, "the same containers, running");
+    for container in [&s.one, &s.two] {
+        assert_eq!(s.value(container), "before\n");
+        assert_eq!(s.lab.sh(container, "ls /data/deep; ls /data/fresh 2>&1 | grep -c 'No such'"), "x\n1\n");
+    }
+    // It goes on in the new tree.
+    s.lab.sh(&s.one, "echo later > /data/value");
+    until("the service reads the new value", || s.lab.sh(&s.two, "cat /data/seen") == "later\n");
+    assert_clean(&home, &s.data());
+}
+
+#[test]
+fn a_container_that_does_not_run_with_the_new_data_gets_the_old_back() {
+    let s = stack();
+    let home = s.home("");
+    // From now on it wants a file that the backup does not have.
+    s.lab.sh(&s.one, "echo needed > /data/needed; echo after > /data/value");
+    s.lab.ok(&["rm", "-f", &s.one]);
+    let mount = format!("{}:/data", s.volume);
+    let wants = "test -e /data/needed || exit 3; exec sleep infinity";
+    let one = s.lab.container(&["run", "-d"], "picky", &["-v", &mount, "redis:7-alpine", "sh", "-c", wants]);
+    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("does not run with the new data").says("old data");
+    assert_eq!(s.value(&one), "after\n");
+    assert_eq!(s.value(&s.two), "after\n");
+    assert_clean(&home, &s.data());
+    // For a person who wants to look at it.
+    home.tars(&["restore", "--latest", "--yes", "--keep"]).expect(1).says("left as it is");
+    assert_eq!(sh(&format!("cat '{}/value'", s.data())), "before\n");
+}
+
+#[test]
+fn stopped_containers_stay_stopped_and_paused_ones_are_refused() {
+    let s = stack();
+    let home = s.home("");
+    s.lab.sh(&s.one, "echo after > /data/value");
+    s.lab.ok(&["stop", "-t", "0", &s.one]);
+    s.lab.ok(&["pause", &s.two]);
+    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("is paused");
+    assert_eq!(sh(&format!("cat '{}/value'", s.data())), "after\n");
+    s.lab.ok(&["unpause", &s.two]);
+    home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    assert!(s.id_and_state(&s.one).contains("exited"));
+    assert_eq!(s.value(&s.two), "before\n");
+    assert_clean(&home, &s.data());
+}
+
+#[test]
+fn a_bind_mount_and_a_volume_that_is_a_directory_come_back() {
+    let lab = Lab::new();
+    let home = Home::new();
+    let (bind, device) = (home.at("bind"), home.at("device"));
+    sh(&format!("mkdir -p '{bind}' '{device}'; echo before > '{bind}/value'; echo before > '{device}/value'"));
+    let volume = lab.volume("plain");
+    lab.ok(&["volume", "rm", &volume]);
+    let options = format!("device={device}");
+    lab.ok(&["volume", "create", "--label", "tars-lab=test", "--opt", "type=none", "--opt", "o=bind", "--opt", &options, &volume]);
+    let a = format!("{bind}:/bind");
+    let b = format!("{volume}:/device");
+    let one = lab.container(&["run", "-d"], "one", &["-v", &a, "-v", &b, "redis:7-alpine", "sleep", "infinity"]);
+    let path = |p: &str| format!("type = \"volume\"\ncontainer = {one:?}\npath = \"{p}\"");
+    let home = home.source("bind", &path("/bind")).source("device", &path("/device")).ready();
+    home.backup(0);
+    lab.sh(&one, "echo after > /bind/value; echo after > /device/value");
+    home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    assert_eq!(lab.sh(&one, "cat /bind/value /device/value"), "before\nbefore\n");
+}
+
+#[test]
+fn what_the_engine_alone_can_reach_is_refused_with_a_way_out() {
+    let lab = Lab::new();
+    let one = lab.container(&["run", "-d"], "one", &["redis:7-alpine", "sleep", "infinity"]);
+    lab.sh(&one, "mkdir /stuff && echo before > /stuff/value");
+    let home = Home::new()
+        .source("stuff", &format!("type = \"volume\"\ncontainer = {one:?}\npath = \"/stuff\""))
+        .ready();
+    home.backup(0);
+    lab.sh(&one, "echo after > /stuff/value");
+    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("--to DIR");
+    assert_eq!(lab.sh(&one, "cat /stuff/value"), "after\n");
+    home.tars(&["restore", "--latest", "--to", &home.at("out")]).expect(0);
+    assert_eq!(sh(&format!("cat '{}/stuff/value'", home.at("out"))), "before\n");
+}
+
+/// Kills a restore when its journal has `lines` lines; false when it ended before.
+fn killed_at(home: &Home, lines: usize) -> bool {
+    let mut child = home
+        .command(&["restore", "--latest", "--yes", "--no-safety-backup"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let now = std::fs::read(home.path("state/run.journal")).unwrap_or_default();
+        if now.iter().filter(|b| **b == b'\n').count() >= lines {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        assert!(Instant::now() < deadline, "it hangs");
+    }
+}
+
+#[test]
+fn killed_at_any_step_the_volume_is_old_or_new_and_its_containers_run() {
+    let s = stack();
+    let home = s.home("");
+    let ids = [s.id_and_state(&s.one), s.id_and_state(&s.two)];
+    let mut kills = 0;
+    for lines in 1.. {
+        s.lab.sh(&s.one, "echo after > /data/value; rm -rf /data/deep; echo y > /data/fresh");
+        let wait = format!("a recovery after a kill at line {lines}");
+        let ended = !killed_at(&home, lines);
+        // The guardian of the killed run does it, unasked.
+        until(&wait, || !home.path("state/run.journal").exists());
+        until("the containers run", || [s.id_and_state(&s.one), s.id_and_state(&s.two)] == ids);
+        let (value, other) = (s.value(&s.one), s.value(&s.two));
+        assert_eq!(value, other, "two containers see two trees");
+        let fresh = s.lab.sh(&s.one, "ls /data/fresh /data/deep/x 2>/dev/null || true");
+        match value.as_str() {
+            "before\n" => assert_eq!(fresh, "/data/deep/x\n"),
+            "after\n" => assert_eq!(fresh, "/data/fresh\n"),
+            odd => panic!("{odd:?}"),
+        }
+        assert_clean(&home, &s.data());
+        if ended {
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills >= 7, "only {kills} kills hit");
+    home.tars(&["recover"]).expect(0);
+}
