@@ -8,6 +8,7 @@ mod support;
 mod engine;
 mod failures;
 mod lab;
+mod laboratory;
 mod postgres;
 mod redis;
 mod secrets;
