@@ -162,7 +162,6 @@ mod tests {
 
     #[test]
     fn the_mend_names_the_line_of_the_compose_file() {
-        
         assert!(in_layer("chroma", "/data").contains("volumes: - NAME:/data"));
     }
 }
