@@ -145,8 +145,8 @@ fn whatever_is_done_to_a_held_container_fails_its_component() {
         lab.ok(&["start", w]);
         lab.ok(&["stop", w]);
     });
-    for how in ["pause", "stop"] {
-        case(how, "was started", &|w| {
+    for (how, replaced) in [("pause", "was removed"), ("stop", "was started")] {
+        case(how, replaced, &|w| {
             lab.ok(&["rm", "-f", w]);
             sleeper(&lab, name, &data, &[]);
         });
