@@ -17,6 +17,14 @@ pub fn volume(lab: &Lab, name: &str, megabytes: u32) -> String {
     full
 }
 
+/// A volume that only the engine can read; its full name.
+pub fn memory_volume(lab: &Lab) -> String {
+    let full = format!("{}memory", lab.prefix);
+    let options = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--label", "tars-lab=test"];
+    lab.ok(&[&["volume", "create"], &options[..], &[full.as_str()]].concat());
+    full
+}
+
 /// A container that has the volume at /data and sleeps. It ends at once when it is stopped.
 pub fn sleeper(lab: &Lab, name: &str, volume: &str, args: &[&str]) -> String {
     let mount = format!("{volume}:/data");
@@ -288,6 +296,20 @@ fn a_container_that_goes_when_it_stops_is_not_stopped() {
     assert_eq!((inspect(&lab, &writer, "Id"), status(&lab, &writer).as_str()), (id, "running"));
 }
 
+#[test]
+fn a_volume_in_memory_is_not_lost_by_stopping_its_container() {
+    let lab = Lab::new();
+    let memory = memory_volume(&lab);
+    let writer = sleeper(&lab, "writer", &memory, &[]);
+    lab.sh(&writer, "echo one >/data/one");
+    let home = Home::new().documents().source("data", &volume_source(&memory, "stop", "")).ready();
+    let done = home.tars(&["backup"]);
+    assert_eq!(lab.sh(&writer, "cat /data/one"), "one\n");
+    let done = done.says("consistency = \"pause\"");
+    assert_failed(&home, done, "data", &["lies in memory"], "partial");
+    assert_eq!(status(&lab, &writer), "running");
+}
+
 /// Clients of the engine often give up after two minutes.
 #[test]
 fn a_container_may_take_longer_to_stop_than_any_default() {
@@ -313,6 +335,7 @@ fn an_engine_that_is_restarted_or_dies_during_a_hold_leaves_all_running_and_no_g
     let engine = SecondEngine::up("third-engine");
     engine.load(&first, "redis:7-alpine");
     let lab = Lab::on(Some(engine.host.clone()));
+    a_helper_that_is_just_being_made_is_removed(&lab, &engine);
     let kinds =
         [("pause", "no"), ("pause", "unless-stopped"), ("stop", "unless-stopped"), ("stop", "always")];
     let made: Vec<(String, String)> = kinds
@@ -355,14 +378,11 @@ fn an_engine_that_is_restarted_or_dies_during_a_hold_leaves_all_running_and_no_g
         }
         assert_clean(&home);
     }
-    a_helper_that_is_just_being_made_is_removed(&lab, &engine);
 }
 
 /// Its creation lies before an engine that stands still when the run is killed.
 fn a_helper_that_is_just_being_made_is_removed(lab: &Lab, engine: &SecondEngine) {
-    let memory = format!("{}memory", lab.prefix);
-    let options = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--label", "tars-lab=test"];
-    lab.ok(&[&["volume", "create"], &options[..], &[memory.as_str()]].concat());
+    let memory = memory_volume(lab);
     let writer = sleeper(lab, "memory", &memory, &[]);
     lab.sh(&writer, "head -c 4M /dev/urandom >/data/noise");
     let home = Home::new().source("memory", &volume_source(&memory, "live", ""));

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::holds::{inspect, journal_lines, sleeper, status, volume, volume_source};
+use crate::holds::{inspect, journal_lines, memory_volume, sleeper, status, volume, volume_source};
 use crate::lab::{Lab, until};
 use crate::support::{Home, sh};
 
@@ -21,9 +21,7 @@ impl Stack {
     fn new(agent: &str) -> Self {
         let lab = Lab::new();
         let (a, b) = (volume(&lab, "a", 4), volume(&lab, "b", 4));
-        let memory = format!("{}memory", lab.prefix);
-        let options = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--label", "tars-lab=test"];
-        lab.ok(&[&["volume", "create"], &options[..], &[memory.as_str()]].concat());
+        let memory = memory_volume(&lab);
         let containers = [("a", &a), ("b", &b), ("c", &memory)]
             .map(|(name, data)| sleeper(&lab, name, data, &[]))
             .to_vec();
