@@ -193,13 +193,11 @@ impl HeldCopy<'_> {
             ));
         }
         match self.container {
-            Some(c) if self.in_layer() && c.auto_remove => {
-                Err(SourceError::hinted(
-                    c.name.clone(),
-                    "it is removed when it stops, and its data lies in its own layer",
-                    "mount a volume at its data, or set consistency = \"pause\"",
-                ))
-            }
+            Some(c) if self.in_layer() && c.auto_remove => Err(SourceError::hinted(
+                c.name.clone(),
+                "it is removed when it stops, and its data lies in its own layer",
+                "mount a volume at its data, or set consistency = \"pause\"",
+            )),
             _ => Ok(()),
         }
     }

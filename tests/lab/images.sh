@@ -129,7 +129,7 @@ finish_chroma() {
     lab_logged "chroma-$version" in_pip_world "$1" python3 -m venv "$venv"
     lab_logged "chroma-$version" in_pip_world "$1" "$venv/bin/pip" install --no-deps -r /run/lab-pip/requirements.txt
     rm -rf "$1$venv"/lib/python3*/site-packages/{pip,setuptools,pkg_resources}{,-*}
-    # The compiled files stay: without them a container needs 5 s more to start.
+    # The compiled files stay: without them every new container compiles anew when it starts.
     find "$1$venv" -type d -name tests -prune -exec rm -rf {} +
   done
   # 0.6.3 wants to find the module when it is imported, and needs it only to make vectors
