@@ -45,11 +45,30 @@ pub struct Held {
 impl Held {
     /// How long the engine may still be at it.
     pub fn unsettled(&self, now: Timestamp) -> Duration {
-        let limit = Duration::from_secs(self.settle_s);
-        let passed = now.duration_since(self.at);
-        // A clock that went backwards must not make it longer.
-        Duration::try_from(passed).map_or(limit, |passed| limit.saturating_sub(passed))
+        rest_of(Duration::from_secs(self.settle_s), self.at, now)
     }
+}
+
+/// A container of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Helper {
+    pub name: String,
+    /// When it was asked for.
+    pub at: Timestamp,
+}
+
+impl Helper {
+    /// How long the engine may still be about to create it, whoever asked for it being dead by then.
+    pub const SETTLE: Duration = Duration::from_secs(10);
+
+    pub fn unsettled(&self, now: Timestamp) -> Duration {
+        rest_of(Self::SETTLE, self.at, now)
+    }
+}
+
+/// What is left of `limit` since `at`. A clock that went backwards does not make it longer.
+fn rest_of(limit: Duration, at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(at)).map_or(limit, |passed| limit.saturating_sub(passed))
 }
 
 /// One line of the journal.
@@ -63,7 +82,7 @@ pub enum Step {
     /// It runs again, or is gone for good.
     Released { id: String },
     /// A container is going to be created, only to read a volume through it; it is never started.
-    Helper { name: String },
+    Helper(Helper),
     /// It is removed.
     HelperRemoved { name: String },
 }
@@ -73,7 +92,7 @@ pub enum Step {
 pub struct Pending {
     pub socket: Option<String>,
     pub held: Vec<Held>,
-    pub helpers: Vec<String>,
+    pub helpers: Vec<Helper>,
 }
 
 impl Pending {
@@ -84,8 +103,8 @@ impl Pending {
                 Step::Run { socket, .. } => pending.socket = Some(socket),
                 Step::Hold(held) => pending.held.push(held),
                 Step::Released { id } => pending.held.retain(|h| h.id != id),
-                Step::Helper { name } => pending.helpers.push(name),
-                Step::HelperRemoved { name } => pending.helpers.retain(|h| *h != name),
+                Step::Helper(helper) => pending.helpers.push(helper),
+                Step::HelperRemoved { name } => pending.helpers.retain(|h| h.name != name),
             }
         }
         pending
@@ -234,10 +253,11 @@ mod tests {
         assert!(journal.pending().unwrap().is_empty());
         journal.record(&Step::Run { pid: 7, socket: "/s".into() }).unwrap();
         journal.record(&Step::Hold(held("a"))).unwrap();
-        journal.record(&Step::Helper { name: "h".into() }).unwrap();
+        let helper = Helper { name: "h".into(), at: Timestamp::UNIX_EPOCH };
+        journal.record(&Step::Helper(helper.clone())).unwrap();
         journal.record(&Step::Hold(held("b"))).unwrap();
         journal.record(&Step::Released { id: "a".into() }).unwrap();
-        let want = Pending { socket: Some("/s".into()), held: vec![held("b")], helpers: vec!["h".into()] };
+        let want = Pending { socket: Some("/s".into()), held: vec![held("b")], helpers: vec![helper] };
         assert_eq!(journal.finish().unwrap(), want);
         assert_eq!(RunJournal::new(dir.path()).pending().unwrap(), want);
         journal.record(&Step::Released { id: "b".into() }).unwrap();
