@@ -17,6 +17,7 @@ packages=(
   busybox # another writer of tars that must come back
   sqlite3 attr acl
   postgresql-client redis-tools # psql, redis-check-rdb
+  strace # kills a program at a given system call
   python3 # tests/lab/chroma.py
 )
 

@@ -3,6 +3,7 @@
 mod acts;
 mod client;
 mod containers;
+mod events;
 mod exec;
 pub mod hold;
 mod place;

@@ -142,7 +142,7 @@ impl HeldCopy<'_> {
         watch: &mut dyn Watch,
     ) -> Result<Copied, SourceError> {
         let docker = context.docker()?;
-        self.refuse_to_lose_the_layer()?;
+        self.refuse_to_lose_it(docker)?;
         let mut tar = TarWriter::new(stage.compressed(self.member)?);
         let (report, paused) = match self.settings.consistency.how() {
             None => (self.read(context, docker, context.cancel, &mut tar, watch)?, Duration::ZERO),
@@ -177,16 +177,27 @@ impl HeldCopy<'_> {
         self.in_layer() && self.settings.consistency == Consistency::Pause
     }
 
-    /// A container that is removed when it stops takes its layer along, and with it the only copy.
-    fn refuse_to_lose_the_layer(&self) -> Result<(), SourceError> {
+    /// A container that is removed when it stops takes its layer along, and a volume in memory goes with its last
+    /// container: to stop it would lose the only copy.
+    fn refuse_to_lose_it(&self, docker: &Docker) -> Result<(), SourceError> {
+        if self.settings.consistency != Consistency::Stop {
+            return Ok(());
+        }
+        if let Some(volume) = self.place.volume()
+            && docker.lies_in_memory(volume)?
+        {
+            return Err(SourceError::hinted(
+                volume,
+                "it lies in memory, and is lost when its containers stop",
+                "set consistency = \"pause\"",
+            ));
+        }
         match self.container {
-            Some(c) if self.in_layer() && self.settings.consistency == Consistency::Stop && c.auto_remove => {
-                Err(SourceError::hinted(
-                    c.name.clone(),
-                    "it is removed when it stops, and its data lies in its own layer",
-                    "mount a volume at its data, or set consistency = \"pause\"",
-                ))
-            }
+            Some(c) if self.in_layer() && c.auto_remove => Err(SourceError::hinted(
+                c.name.clone(),
+                "it is removed when it stops, and its data lies in its own layer",
+                "mount a volume at its data, or set consistency = \"pause\"",
+            )),
             _ => Ok(()),
         }
     }

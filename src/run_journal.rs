@@ -46,11 +46,30 @@ pub struct Held {
 impl Held {
     /// How long the engine may still be at it.
     pub fn unsettled(&self, now: Timestamp) -> Duration {
-        let limit = Duration::from_secs(self.settle_s);
-        let passed = now.duration_since(self.at);
-        // A clock that went backwards must not make it longer.
-        Duration::try_from(passed).map_or(limit, |passed| limit.saturating_sub(passed))
+        rest_of(Duration::from_secs(self.settle_s), self.at, now)
     }
+}
+
+/// A container of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Helper {
+    pub name: String,
+    /// When it was asked for.
+    pub at: Timestamp,
+}
+
+impl Helper {
+    /// How long the engine may still be about to create it, whoever asked for it being dead by then.
+    pub const SETTLE: Duration = Duration::from_secs(10);
+
+    pub fn unsettled(&self, now: Timestamp) -> Duration {
+        rest_of(Self::SETTLE, self.at, now)
+    }
+}
+
+/// What is left of `limit` since `at`. A clock that went backwards does not make it longer.
+fn rest_of(limit: Duration, at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(at)).map_or(limit, |passed| limit.saturating_sub(passed))
 }
 
 /// One line of the journal.
@@ -64,7 +83,7 @@ pub enum Step {
     /// It runs again, or is gone for good.
     Released { id: String },
     /// A container is going to be created, only to read a volume through it; it is never started.
-    Helper { name: String },
+    Helper(Helper),
     /// It is removed.
     HelperRemoved { name: String },
     /// Something new is going to be made beside live data, of no use without us.
@@ -84,7 +103,7 @@ pub struct Pending {
     pub held: Vec<Held>,
     /// All containers that the run ever held, also those that it let go again.
     pub touched: Vec<Held>,
-    pub helpers: Vec<String>,
+    pub helpers: Vec<Helper>,
     /// Component and path of what was made beside live data.
     pub scratch: Vec<(String, PathBuf)>,
     pub changes: Vec<PendingChange>,
@@ -110,8 +129,8 @@ impl Pending {
                     pending.held.push(held);
                 }
                 Step::Released { id } => pending.held.retain(|h| h.id != id),
-                Step::Helper { name } => pending.helpers.push(name),
-                Step::HelperRemoved { name } => pending.helpers.retain(|h| *h != name),
+                Step::Helper(helper) => pending.helpers.push(helper),
+                Step::HelperRemoved { name } => pending.helpers.retain(|h| h.name != name),
                 Step::Scratch { component, path } => pending.scratch.push((component, path)),
                 Step::Change { component, change } => {
                     // What lay beside is part of the change now, and may be the old data.
@@ -278,14 +297,15 @@ mod tests {
         assert!(journal.pending().unwrap().is_empty());
         journal.record(&Step::Run { pid: 7, socket: Some("/s".into()) }).unwrap();
         journal.record(&Step::Hold(held("a"))).unwrap();
-        journal.record(&Step::Helper { name: "h".into() }).unwrap();
+        let helper = Helper { name: "h".into(), at: Timestamp::UNIX_EPOCH };
+        journal.record(&Step::Helper(helper.clone())).unwrap();
         journal.record(&Step::Hold(held("b"))).unwrap();
         journal.record(&Step::Released { id: "a".into() }).unwrap();
         let want = Pending {
             socket: Some("/s".into()),
             held: vec![held("b")],
             touched: vec![held("a"), held("b")],
-            helpers: vec!["h".into()],
+            helpers: vec![helper],
             ..Pending::default()
         };
         assert_eq!(journal.finish().unwrap(), want);

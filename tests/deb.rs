@@ -14,6 +14,7 @@ use serde_json::Value;
 use support::{Done, run};
 
 const UNIT: &str = "tars-backup.service";
+const RECOVER: &str = "tars-backup-recover.service";
 
 /// One directory, one store.
 const CONFIG: &str = r#"
@@ -71,12 +72,12 @@ struct Machine {
 }
 
 impl Machine {
-    fn up(release: &str) -> Self {
+    fn up(release: &str, flags: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::SeqCst);
         let machine = Self { name: format!("tars-deb-{}-{count}", std::process::id()) };
         engine();
-        let up = lab("systemd.sh", &["up", &machine.name, release]);
+        let up = lab("systemd.sh", &[&["up", &machine.name, release], flags].concat());
         assert_eq!(up.code, 0, "no machine with Debian {release}: tests/lab/images.sh all\n{}", up.stderr);
         let target = format!("{}:/root/tars-backup.deb", machine.name);
         run("docker", &["-H", engine(), "cp", package(), &target]).expect(0);
@@ -85,7 +86,12 @@ impl Machine {
 
     /// With the package installed, and something to back up.
     fn installed(release: &str) -> Self {
-        let machine = Self::up(release);
+        Self::installed_with(release, &[])
+    }
+
+    /// With further flags of `docker run`.
+    fn installed_with(release: &str, flags: &[&str]) -> Self {
+        let machine = Self::up(release, flags);
         machine.sh("dpkg -i /root/tars-backup.deb").expect(0);
         machine.sh("mkdir -p /srv/documents/deep && echo one >/srv/documents/one && echo two >/srv/documents/deep/two");
         machine
@@ -210,7 +216,10 @@ fn from_installation_to_purge(release: &str) {
     for dir in ["/run/tars-backup", "/var/lib/tars-backup", "/etc/tars-backup"] {
         assert_eq!(m.out(&format!("stat -c '%a %U %G' {dir}")), "700 root root", "{dir}");
     }
-    assert_eq!(m.out(&format!("systemd-analyze verify --man=no {UNIT} 2>&1")), "");
+    // The one that recovers at boot is ready for the next, and has not been started.
+    assert_eq!(m.out(&format!("systemctl is-enabled {RECOVER}")), "enabled");
+    assert_eq!(m.sh(&format!("systemctl is-active {RECOVER}")).stdout.trim(), "inactive");
+    assert_eq!(m.out(&format!("systemd-analyze verify --man=no {UNIT} {RECOVER} 2>&1")), "");
     m.sh("gunzip -c /usr/share/man/man1/tars-backup.1.gz | grep -q '^.TH tars-backup 1'").expect(0);
     m.sh("bash -n /usr/share/bash-completion/completions/tars-backup").expect(0);
     for file in [
@@ -266,6 +275,13 @@ fn from_installation_to_purge(release: &str) {
     assert_eq!(events.first(), Some(&"run.started"));
     assert_eq!(events.last(), Some(&"run.finished"));
 
+    // Nothing to recover is a good start, without an engine too.
+    m.sh(&format!("systemctl start {RECOVER}")).expect(0);
+    // What somebody has disabled stays so.
+    m.sh(&format!("systemctl disable {RECOVER} && dpkg -i /root/tars-backup.deb")).expect(0);
+    assert_eq!(m.sh(&format!("systemctl is-enabled {RECOVER}")).stdout.trim(), "disabled");
+    m.sh(&format!("systemctl enable {RECOVER}")).expect(0);
+
     // An upgrade keeps the configuration; removal and purge keep the backups, and the configuration that finds them.
     let before = m.out("cd /srv/backups && find . -type f -print0 | sort -z | xargs -0 sha256sum");
     m.sh("dpkg -i /root/tars-backup.deb").expect(0);
@@ -274,6 +290,7 @@ fn from_installation_to_purge(release: &str) {
     m.sh("dpkg -r tars-backup").expect(0);
     assert_ne!(m.sh(&format!("systemctl cat {UNIT}")).code, 0);
     m.sh("dpkg -P tars-backup").expect(0);
+    assert_eq!(m.out("find /etc/systemd/system -name 'tars-backup*'"), "");
     assert_eq!(m.committed(), 2);
     let lines = format!("cd /srv/backups && sha256sum -c --quiet <<'END'\n{before}\nEND");
     m.sh(&lines).expect(0);
@@ -340,14 +357,14 @@ fn a_run_shows_its_state_is_joined_survives_an_upgrade_and_stops_in_good_order()
     assert_eq!(m.committed(), 1);
     m.assert_nothing_runs_and_nothing_is_left();
 
-    // Killed: the next run clears what was left.
+    // Killed: what was left is cleared when the unit ends.
     let killed = m.start_to_gate();
     m.sh(&format!("systemctl kill -s KILL {UNIT}")).expect(0);
     assert_ne!(ended(killed), 0);
-    assert_ne!(m.out("find /var/lib/tars-backup/staging -mindepth 1"), "");
+    assert_eq!(m.entries("TARS_BACKUP_EVENT=leftover.removed").len(), 1);
+    m.assert_nothing_runs_and_nothing_is_left();
     m.sh("touch /run/go").expect(0);
     m.start().expect(0);
-    assert_eq!(m.entries("TARS_BACKUP_EVENT=leftover.removed").len(), 1);
     m.assert_nothing_runs_and_nothing_is_left();
 
     // Removal ends a run, in good order.
@@ -385,4 +402,140 @@ fn only_progress_buys_time() {
     m.start().expect(0);
     assert!(started.elapsed() > Duration::from_secs(8));
     assert_eq!(m.committed(), 1);
+}
+
+/// Containers beside the machine, in the same engine; they go when the test ends.
+struct Held {
+    names: Vec<String>,
+    volumes: Vec<String>,
+    ids: Vec<String>,
+}
+
+impl Held {
+    /// One that is to be paused, and one that is to be stopped.
+    fn up() -> Self {
+        let mut held = Self { names: Vec::new(), volumes: Vec::new(), ids: Vec::new() };
+        for part in ["paused", "stopped"] {
+            let name = format!("tars-deb-{}-{part}", std::process::id());
+            held.volumes.push(name.clone());
+            docker(&["volume", "create", "--label", "tars-lab=test", &name]);
+            let dir = docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", &name]);
+            support::sh(&format!("head -c 30M /dev/urandom >'{dir}/noise'"));
+            let mount = format!("{name}:/data");
+            let run = ["run", "-d", "--name", &name, "--label", "tars-lab=test", "--network", "none"];
+            let how = ["--stop-signal", "KILL", "--stop-timeout", "1", "-v", &mount];
+            held.names.push(name.clone());
+            held.ids.push(docker(&[&run[..], &how, &["redis:7-alpine", "sleep", "infinity"]].concat()));
+        }
+        held
+    }
+
+    fn sources(&self) -> String {
+        let how = ["pause", "stop"];
+        let table = |(name, how): (&String, &str)| {
+            format!("[sources.{how}]\ntype = \"volume\"\nvolume = {name:?}\nconsistency = {how:?}\n")
+        };
+        self.volumes.iter().zip(how).map(table).collect()
+    }
+
+    fn states(&self) -> Vec<String> {
+        let one = |id: &String| docker(&["inspect", "-f", "{{.State.Status}}", id]);
+        self.ids.iter().map(one).collect()
+    }
+
+    #[track_caller]
+    fn until_running(&self, why: &str, m: &Machine) {
+        let started = Instant::now();
+        while self.states() != ["running", "running"] {
+            let waited = started.elapsed();
+            assert!(waited < Duration::from_secs(60), "{why}: {:?}\n{}", self.states(), m.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for name in &self.names {
+            run("docker", &["-H", engine(), "rm", "-f", "-v", name]);
+        }
+        for volume in &self.volumes {
+            run("docker", &["-H", engine(), "volume", "rm", volume]);
+        }
+    }
+}
+
+#[track_caller]
+fn docker(args: &[&str]) -> String {
+    let done = run("docker", &[&["-H", engine()], args].concat()).expect(0);
+    done.stdout.trim_end().to_owned()
+}
+
+/// What a killed run held goes on when its unit has ended; after a power cut, at the next boot.
+#[test]
+fn a_killed_unit_leaves_every_container_running_and_so_does_a_power_cut() {
+    let held = Held::up();
+    // The engine's socket and its data, where the engine has them.
+    let socket = engine().trim_start_matches("unix://");
+    let socket_dir = std::path::Path::new(socket).parent().unwrap().display().to_string();
+    let data = docker(&["info", "-f", "{{.DockerRootDir}}"]);
+    let mounts = [format!("{socket_dir}:{socket_dir}"), format!("{data}:{data}:ro,rslave")];
+    let m = Machine::installed_with("12", &["-v", &mounts[0], "-v", &mounts[1]]);
+    m.configure(&format!("[docker]\nsocket = {:?}\n{CONFIG}{}", engine(), held.sources()));
+    m.sh("tars-backup store init local").expect(0);
+    let journal = "/var/lib/tars-backup/run.journal";
+    // Starts the unit and kills when the journal has so many lines; fails when the run ended without them.
+    let kill_at = |line: usize, kill: &str| {
+        m.sh(&format!(
+            "systemctl start --no-block {UNIT}
+             until pid=$(systemctl show -p MainPID --value {UNIT}); [ $pid != 0 ]; do :; done
+             while [ -d /proc/$pid ]; do
+               lines=()
+               [ ! -e {journal} ] || mapfile -t lines <{journal} 2>/dev/null || true
+               if [ ${{#lines[@]}} -ge {line} ]; then {kill}; exit 0; fi
+             done
+             exit 1"
+        ))
+        .code
+            == 0
+    };
+    let ended = format!("systemctl show -p ActiveState --value {UNIT} | grep -Eq '^(failed|inactive)'");
+
+    let mut line = 0;
+    loop {
+        line += 1;
+        // The whole unit, or the agent alone.
+        let all = format!("systemctl kill -s KILL {UNIT}");
+        if !kill_at(line, if line % 2 == 0 { &all } else { "kill -KILL $pid" }) {
+            break;
+        }
+        m.wait(&ended);
+        held.until_running(&format!("line {line}"), &m);
+        m.sh(&format!("test ! -e {journal}")).expect(0);
+        assert_eq!(m.out("find /var/lib/tars-backup/staging -mindepth 1"), "");
+        m.sh("! pgrep -f '[g]uardian '").expect(0);
+    }
+    assert!(line > 3, "only {line} lines were seen\n{}", m.log());
+    m.wait(&ended);
+    assert_eq!(m.show("Result"), "success", "{}", m.log());
+
+    // A power cut: nobody is left who could undo anything, and the engine keeps what it was told.
+    let before = m.committed();
+    let run = "setsid env TARS_BACKUP_GUARDIAN=no tars-backup backup >/dev/null 2>&1 & pid=$!";
+    m.sh(&format!(
+        "{run}; until [ \"$(wc -l 2>/dev/null <{journal} || echo 0)\" -ge 3 ]; do :; done; kill -KILL $pid"
+    ));
+    m.sh(&format!("test -s {journal}")).expect(0);
+    assert_ne!(held.states(), ["running", "running"]);
+    // The engine comes later: the unit tries again by itself.
+    m.sh(&format!("sed -i 's#{socket}#/run/late.sock#' {journal}")).expect(0);
+    assert_ne!(m.sh(&format!("systemctl start {RECOVER}")).code, 0);
+    m.sh(&format!("test -s {journal}")).expect(0);
+    m.sh(&format!("ln -s {socket} /run/late.sock")).expect(0);
+    held.until_running("after the power cut", &m);
+    m.wait(&format!("test ! -e {journal}"));
+    assert_eq!(m.committed(), before);
+    m.start().expect(0);
+    assert_eq!(held.states(), ["running", "running"]);
+    m.assert_nothing_runs_and_nothing_is_left();
 }

@@ -8,7 +8,6 @@ use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptions,
 };
-
 use jiff::Timestamp;
 
 use super::client::{Docker, DockerError};
@@ -163,9 +162,18 @@ impl Docker {
         Ok(WINDOW)
     }
 
-    /// Removes a helper; one that is not there is fine, and what is not ours is left alone.
-    pub fn remove_helper(&self, name: &str) -> Result<(), DockerError> {
-        let Some(found) = self.look(name)? else { return Ok(()) };
+    /// Removes a helper; one that is not there is fine, if it does not come within `unsettled`; what is not ours is left
+    /// alone.
+    pub fn remove_helper(&self, name: &str, unsettled: Duration) -> Result<(), DockerError> {
+        let deadline = Instant::now() + unsettled;
+        let found = loop {
+            match self.look(name)? {
+                Some(found) => break found,
+                None if Instant::now() >= deadline => return Ok(()),
+                None => {}
+            }
+            let _: Option<()> = self.wait(LOOK_AGAIN, std::future::pending())?;
+        };
         if !found.labels.contains_key(HELPER_LABEL) {
             return Ok(());
         }

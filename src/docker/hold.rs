@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::acts::Fate;
 use super::client::{Docker, DockerError};
 use super::containers::Container;
@@ -18,7 +20,7 @@ use crate::cancel::{Cancel, Interrupted};
 use crate::guardian::Guardian;
 use crate::hint::{Hint, chain};
 use crate::progress::{Event, Monitor, What};
-use crate::run_journal::{Held, How, JournalError, RunJournal, Step};
+use crate::run_journal::{Held, Helper, How, JournalError, RunJournal, Step};
 use crate::units::show_duration;
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,8 @@ pub enum HoldError {
     DoesNotRun { name: String, why: String },
     #[error("container {name} keeps restarting, so it cannot be paused")]
     Restarting { name: String },
+    #[error("container {name} is removed when it stops, so it would not come back")]
+    Ephemeral { name: String },
     #[error("the data could not be read within {}; {names} was continued first", show_duration(*limit))]
     Expired { names: String, limit: Duration },
     #[error("{name} {what} while its data was read, so the copy is not of one moment")]
@@ -62,6 +66,7 @@ impl Hint for HoldError {
             Self::Restarting { name } => {
                 Some(format!("mend it: docker logs --tail 50 {name}; or set consistency = \"stop\""))
             }
+            Self::Ephemeral { .. } => Some("set consistency = \"pause\", or run it without --rm".into()),
             Self::Expired { .. } => Some(
                 "raise max_pause of the source, or make the copy shorter: exclude what is not needed".into(),
             ),
@@ -214,10 +219,12 @@ impl<'a> Holds<'a> {
         let own_cancel = cancel.child();
         let (number, wanted, fresh) =
             self.reserve(docker, place, &devices, whom, how, limit, &own_cancel)?;
-        let hold = Hold {
+        let mut hold = Hold {
             holds: self,
             number,
+            how,
             since: Instant::now(),
+            complete: Timestamp::now(),
             limit,
             docker: docker.undisturbed(),
             place: place.clone(),
@@ -234,6 +241,7 @@ impl<'a> Holds<'a> {
                 return Err(hold.why_interrupted());
             }
         }
+        hold.complete = Timestamp::now();
         Ok(hold)
     }
 
@@ -281,6 +289,9 @@ impl<'a> Holds<'a> {
             let fresh: Vec<Container> = wanted.iter().filter(|c| !is_held(&table, c)).cloned().collect();
             if let Some(c) = fresh.iter().find(|c| how == How::Pause && c.state == "restarting") {
                 return Err(HoldError::Restarting { name: c.name.clone() });
+            }
+            if let Some(c) = fresh.iter().find(|c| how == How::Stop && c.auto_remove) {
+                return Err(HoldError::Ephemeral { name: c.name.clone() });
             }
             table.last += 1;
             table.changes += 1;
@@ -338,10 +349,17 @@ impl<'a> Holds<'a> {
     fn begin(&self, docker: Option<&Docker>) -> Result<(), HoldError> {
         let mut table = self.table();
         if !table.begun {
-            let (pid, socket) = (std::process::id(), docker.map(|d| d.address().to_owned()));
-            self.journal.record(&Step::Run { pid, socket })?;
+            // First, so that there is no journal that nobody looks after.
             let (exe, arguments) = &self.guard;
-            table.guardian = Guardian::start(exe, arguments).map_err(HoldError::Guardian)?;
+            let guardian = Guardian::start(exe, arguments).map_err(HoldError::Guardian)?;
+            let (pid, socket) = (std::process::id(), docker.map(|d| d.address().to_owned()));
+            if let Err(e) = self.journal.record(&Step::Run { pid, socket }) {
+                if let Some(guardian) = guardian {
+                    guardian.dismiss();
+                }
+                return Err(e.into());
+            }
+            table.guardian = guardian;
             table.begun = true;
         }
         Ok(())
@@ -366,10 +384,16 @@ impl<'a> Holds<'a> {
             table.last
         };
         let name = format!("tars-backup-helper-{}-{number}", std::process::id());
-        self.journal.record(&Step::Helper { name: name.clone() }).map_err(HoldError::from)?;
-        let made = docker.create_helper(&name, &image, &place.seat).map_err(HoldError::from);
-        let outcome = made.map_err(E::from).and_then(|window| work(&name, window));
-        match docker.undisturbed().remove_helper(&name) {
+        let helper = Helper { name: name.clone(), at: Timestamp::now() };
+        self.journal.record(&Step::Helper(helper)).map_err(HoldError::from)?;
+        // Deaf to the interrupt, which would leave us in doubt about what the engine does.
+        let made = docker.undisturbed().create_helper(&name, &image, &place.seat);
+        let settle = match &made {
+            Ok(_) | Err(DockerError::Refused { .. }) => Duration::ZERO,
+            Err(_) => Helper::SETTLE,
+        };
+        let outcome = made.map_err(|e| E::from(HoldError::from(e))).and_then(|window| work(&name, window));
+        match docker.undisturbed().remove_helper(&name, settle) {
             Ok(()) => self.journal.record(&Step::HelperRemoved { name }).map_err(HoldError::from)?,
             Err(e) => self.leave(format!("the helper container {name} could not be removed: {}", chain(&e))),
         }
@@ -453,7 +477,13 @@ impl<'a> Holds<'a> {
                         continue;
                     }
                     // Whoever is at it looks again when it is done.
-                    Phase::Taking | Phase::Leaving => continue,
+                    Phase::Taking => continue,
+                    Phase::Leaving => {
+                        while table.held.get(id).is_some_and(|e| e.phase == Phase::Leaving) {
+                            table = self.rest(table);
+                        }
+                        continue;
+                    }
                 }
                 (entry.container.to_held(entry.how), entry.docker.clone())
             };
@@ -545,7 +575,10 @@ impl Drop for InUse<'_> {
 pub struct Hold<'a> {
     holds: &'a Holds<'a>,
     number: u64,
+    how: How,
     since: Instant,
+    /// From here on nobody can write.
+    complete: Timestamp,
     limit: Duration,
     docker: Docker,
     place: Place,
@@ -634,17 +667,39 @@ impl Hold<'_> {
 
     /// Every writer is as we left it, and there is no new one.
     fn check(&self) -> Result<(), HoldError> {
-        let disturbed = |name: &str, what| HoldError::Disturbed { name: name.to_owned(), what };
-        if let Some(container) = self.docker.writers(&self.place, &self.devices)?.first() {
-            let ours = self.wanted.iter().any(|c| c.id == container.id);
-            let what = if ours { "was continued by somebody else" } else { "was started" };
-            return Err(disturbed(&container.name, what));
-        }
+        let disturbed = |name: &str, what| Err(HoldError::Disturbed { name: name.to_owned(), what });
+        let continued = "was continued by somebody else";
         for before in &self.wanted {
-            // A removed one writes no more.
-            let now = self.docker.look(&before.id)?;
-            if now.is_some_and(|now| now.started_at != before.started_at) {
-                return Err(disturbed(&before.name, "was started again"));
+            match (self.how, self.docker.look(&before.id)?) {
+                // A stopped one writes no more when it is removed; before a paused one is, it may be stopped.
+                (How::Stop, None) => {}
+                (How::Pause, None) => return disturbed(&before.name, "was removed"),
+                (_, Some(now)) if now.started_at != before.started_at => {
+                    return disturbed(&before.name, "was started again");
+                }
+                (_, Some(now)) if now.is_active() => return disturbed(&before.name, continued),
+                // It is thawed to be stopped, and may write its last words.
+                (How::Pause, Some(now)) if now.state != "paused" => {
+                    return disturbed(&before.name, "was stopped");
+                }
+                _ => {}
+            }
+        }
+        if let Some(container) = self.docker.writers(&self.place, &self.devices)?.first() {
+            return disturbed(&container.name, "was started");
+        }
+        // What came and went, or was continued and held again.
+        for woken in self.docker.woken_since(self.complete)? {
+            if let Some(ours) = self.wanted.iter().find(|c| c.id == woken.id) {
+                return disturbed(&ours.name, continued);
+            }
+            let writes = match self.docker.look(&woken.id)? {
+                Some(container) => self.place.is_written_by(&container, &self.devices),
+                // What the engine tells of a mount is all that is left of it.
+                None => self.place.volume().is_some_and(|v| woken.volumes.contains(v)),
+            };
+            if writes {
+                return disturbed(&woken.name, "was started");
             }
         }
         Ok(())

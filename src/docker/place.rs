@@ -182,6 +182,12 @@ impl Docker {
         Ok(self.active()?.into_iter().filter(|c| place.is_written_by(c, devices)).collect())
     }
 
+    /// Whether the volume lies in memory, and so goes with the last container that uses it.
+    pub fn lies_in_memory(&self, volume: &str) -> Result<bool, DockerError> {
+        let options = self.volume(volume)?.options;
+        Ok(options.get("type").is_some_and(|t| matches!(t.as_str(), "tmpfs" | "ramfs")))
+    }
+
     pub fn devices(&self) -> Result<Devices, DockerError> {
         let with_device = |v: Volume| Some((v.name.clone(), bind_device(&v)?));
         Ok(Devices(self.volumes()?.into_iter().filter_map(with_device).collect()))

@@ -2,6 +2,7 @@
 //! wrong: to undo what a living run has done, so it takes the proof that nobody else runs; and to forget what could not
 //! be undone now, so the journal keeps that until it is.
 
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -38,7 +39,7 @@ pub fn pending(dirs: &Dirs) -> Vec<String> {
             });
             let scratch = pending.scratch.iter().map(|(_, p)| format!("{} was left by a restore", p.display()));
             let held = pending.held.iter().map(|h| format!("{} is held by a killed run", h.name));
-            let helpers = pending.helpers.iter().map(|h| format!("{h} was made by a killed run"));
+            let helpers = pending.helpers.iter().map(|h| format!("{} was made by a killed run", h.name));
             changes.chain(scratch).chain(held).chain(helpers).collect()
         }
     }
@@ -124,8 +125,9 @@ fn undo(
             }
         }
     }
-    for name in &pending.helpers {
-        match docker.remove_helper(name) {
+    for helper in &pending.helpers {
+        let name = &helper.name;
+        match docker.remove_helper(name, helper.unsettled(Timestamp::now())) {
             Ok(()) => {
                 let text = format!("Removed the helper container {name}");
                 monitor.event(Event::new(What::LeftoverRemoved, text));

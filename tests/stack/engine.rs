@@ -39,14 +39,15 @@ fn an_engine_that_is_not_there_is_named_with_its_socket() {
 
 /// An engine of our own, by the script of the laboratory; stopped when dropped. Its data stay, so that the image is
 /// loaded once.
-struct SecondEngine {
+pub struct SecondEngine {
     dir: PathBuf,
-    host: String,
+    pub host: String,
 }
 
 impl SecondEngine {
-    fn up() -> Self {
-        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("second-engine");
+    /// Each test has one of its own, by its name.
+    pub fn up(name: &str) -> Self {
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
         let mut engine = Self { dir, host: String::new() };
         engine.script("up");
         let line = engine.script("env");
@@ -55,16 +56,39 @@ impl SecondEngine {
     }
 
     fn script(&self, verb: &str) -> String {
+        self.script_with(verb, None)
+    }
+
+    fn script_with(&self, verb: &str, flag: Option<&str>) -> String {
         let script = lab_file("engine.sh");
         let mut command = Command::new("bash");
         command.arg(script).arg(verb).env("LAB_DIR", &self.dir);
         // An engine that answers there would be taken instead.
+        command.envs(flag.map(|f| (f, "1")));
         let output = command.env("DOCKER_HOST", "unix:///nonexistent").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn signal(&self, name: &str) {
+    /// Copies an image of the first engine, unless it is there already.
+    pub fn load(&self, first: &Lab, image: &str) {
+        let lab = Lab { prefix: String::new(), host: Some(self.host.clone()) };
+        let id = |lab: &Lab| lab.docker(&["image", "inspect", "-f", "{{.Id}}", image]).stdout;
+        if id(first) != id(&lab) {
+            sh(&format!("docker save {image} | DOCKER_HOST='{}' docker load", self.host));
+        }
+    }
+
+    /// Ends it, in good order or not, and starts it again with its containers.
+    pub fn restart(&self, violent: bool) {
+        if violent {
+            self.signal("KILL");
+        }
+        self.script("down");
+        self.script_with("up", Some("LAB_KEEP"));
+    }
+
+    pub fn signal(&self, name: &str) {
         sh(&format!("kill -{name} $(cat '{}/engine/dockerd.pid')", self.dir.display()));
     }
 }
@@ -82,12 +106,9 @@ impl Drop for SecondEngine {
 #[test]
 fn an_engine_that_freezes_or_dies_during_a_dump_is_a_failed_component() {
     let first = Lab::new();
-    let engine = SecondEngine::up();
+    let engine = SecondEngine::up("second-engine");
     let lab = Lab::on(Some(engine.host.clone()));
-    let id = |lab: &Lab| lab.docker(&["image", "inspect", "-f", "{{.Id}}", "postgres:15-alpine"]).stdout;
-    if id(&first) != id(&lab) {
-        sh(&format!("docker save postgres:15-alpine | DOCKER_HOST='{}' docker load", engine.host));
-    }
+    engine.load(&first, "postgres:15-alpine");
     let pg = lab.postgres("postgres");
     let _held = lab.hold_dumps(&pg);
     let broken = |idle: &str, signal: &str, reasons: &[&str]| {

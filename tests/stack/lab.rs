@@ -53,7 +53,7 @@ pub fn http_get(server: &str, path: &str) -> (u16, String) {
 pub struct Lab {
     pub prefix: String,
     /// Another engine than the one of the environment.
-    host: Option<String>,
+    pub host: Option<String>,
 }
 
 impl Lab {

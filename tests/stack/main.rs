@@ -1,4 +1,5 @@
-//! PostgreSQL and Redis in a real Docker engine: odd data comes back whole, and whatever fails is said.
+//! A real Docker engine and what runs in it: odd data comes back whole, whatever fails is said, and containers that were
+//! held go on.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,6 +11,8 @@ mod support;
 mod chroma_api;
 mod engine;
 mod failures;
+mod holds;
+mod kills;
 mod lab;
 mod laboratory;
 mod postgres;
