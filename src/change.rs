@@ -217,7 +217,10 @@ impl Change {
             Self::Sqlite { live, new, old } => {
                 match old {
                     Some(old) => {
-                        load(old, live)?;
+                        // A load that failed has changed nothing, and whoever locked it may still do so.
+                        if !is_same(live, old)? {
+                            load(old, live)?;
+                        }
                         remove_file(old)?;
                     }
                     // `new` is still there unless it went live.
@@ -249,14 +252,29 @@ impl Change {
         }
     }
 
-    /// Where the old data lies after `apply`, for a person who wants to keep it.
-    pub fn old_at(&self) -> Option<PathBuf> {
-        match self {
-            Self::Exchange { beside, absent: false, .. } => Some(beside.clone()),
-            Self::Exchange { .. } => None,
-            Self::Within { root, .. } => Some(root.join(OLD)),
-            Self::Sqlite { old, .. } => old.clone(),
+    /// Gives the old data a name that a person finds, instead of removing it; None when there was none.
+    pub fn keep(&self, id: &str) -> Result<Option<PathBuf>, ChangeError> {
+        let named = |live: &Path| {
+            let mut name = live.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".before-{id}"));
+            live.with_file_name(name)
+        };
+        let (old, to) = match self {
+            Self::Exchange { absent: true, .. } | Self::Sqlite { old: None, .. } => return Ok(None),
+            Self::Exchange { live, beside, .. } => (beside.clone(), named(live)),
+            Self::Within { root, .. } => (root.join(OLD), root.join(format!("before-{id}"))),
+            Self::Sqlite { live, new, old: Some(old) } => {
+                remove_file(new)?;
+                (old.clone(), named(live))
+            }
+        };
+        if let Self::Within { root, .. } = self {
+            remove_file(&old.join(HALF))?;
+            remove(&root.join(NEW))?;
         }
+        rustix::fs::renameat_with(CWD, &old, CWD, &to, RenameFlags::NOREPLACE)
+            .map_err(errno("keep the old data in", &to))?;
+        Ok(Some(to))
     }
 }
 
@@ -428,6 +446,20 @@ pub fn copy_database(from: &Path, to: &Path) -> Result<(), ChangeError> {
     target.close().map_err(|(_, e)| wrong("no copy of it can be made")(e))
 }
 
+/// Whether the database `live` is the one that `old` was copied from: a copy of it now has the same bytes.
+fn is_same(live: &Path, old: &Path) -> Result<bool, ChangeError> {
+    let mut name = old.file_name().unwrap_or_default().to_owned();
+    name.push(".now");
+    let now = old.with_file_name(name);
+    remove_file(&now)?;
+    let same = copy_database(live, &now).and_then(|()| {
+        let read = |path: &Path| std::fs::read(path).map_err(failed("read", path));
+        Ok(read(&now)? == read(old)?)
+    });
+    remove_file(&now)?;
+    same
+}
+
 /// How long another program may hold its lock.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -513,7 +545,6 @@ mod tests {
         for within in [false, true] {
             let c = case(within);
             c.change.apply().unwrap();
-            assert!(c.change.old_at().unwrap().exists());
             c.change.finish().unwrap();
             is_new(&c.live);
             let parent = std::fs::read_dir(c.live.parent().unwrap()).unwrap().count();
@@ -521,6 +552,18 @@ mod tests {
             assert!(!c.live.join(OLD).exists() && !c.live.join(NEW).exists());
             c.change.finish().unwrap();
             is_new(&c.live);
+        }
+    }
+
+    #[test]
+    fn old_data_that_is_to_be_kept_gets_a_name_that_people_find() {
+        for within in [false, true] {
+            let c = case(within);
+            c.change.apply().unwrap();
+            let kept = c.change.keep("x").unwrap().unwrap();
+            assert_eq!(tree(&kept)[Path::new("a")], "old a");
+            assert!(kept.to_string_lossy().contains("before-x"), "{kept:?}");
+            assert!(!c.live.join(OLD).exists() && !c.live.join(NEW).exists());
         }
     }
 
@@ -581,7 +624,7 @@ mod tests {
         let change = plan_directory(&live, &new, Vec::new()).unwrap();
         change.apply().unwrap();
         assert_eq!(tree(&live).len(), 1);
-        assert_eq!(change.old_at(), None);
+        assert_eq!(change.keep("x").unwrap(), None);
         change.undo().unwrap();
         assert!(!live.exists() && !new.exists());
     }
@@ -616,6 +659,7 @@ mod tests {
                 }
                 (_, outcome) => {
                     assert!(matches!(outcome, Err(ChangeError::Locked { .. })), "{outcome:?}");
+                    change.undo().unwrap();
                     assert_eq!(value(&application), "old");
                 }
             }

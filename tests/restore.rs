@@ -195,12 +195,12 @@ fn a_damaged_copy_means_the_next_store_and_damage_everywhere_means_nothing() {
         let archive = sh(&format!("ls '{}'/both/*.tar.gz", home.at(store)));
         sh(&format!("printf X | dd of='{}' bs=1 seek=400 conv=notrunc status=none", archive.trim()));
     };
-    flip("store");
+    flip("second");
     std::fs::remove_file(home.path("docs/a.txt")).unwrap();
     sh(&format!("echo other > '{}'", home.at("docs/b")));
     home.tars(&["restore", "--latest", "--yes"]).expect(0).says("is damaged");
     assert!(home.path("docs/a.txt").exists());
-    flip("second");
+    flip("store");
     sh(&format!("echo newest > '{}'", home.at("docs/a.txt")));
     home.tars(&["restore", "--latest", "--yes"]).expect(1).says("is damaged");
     assert_eq!(sh(&format!("cat '{}'", home.at("docs/a.txt"))), "newest\n");

@@ -368,7 +368,8 @@ impl<'a> Restore<'a> {
                 Err(e) => (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint()),
             },
             Ok(Action::Put(target)) => {
-                let keep_old = safety.lacks(name);
+                let nothing = matches!(target.existing(&self.context()), Ok(Existing::Nothing));
+                let keep_old = safety.lacks(name) && !nothing;
                 match self.put(target.as_ref(), part.chosen, keep_old, &mut outcome) {
                     Ok(()) => outcome.fate = Fate::Restored,
                     Err(SourceError::Interrupted(i)) => return Err(i.into()),
@@ -464,7 +465,7 @@ impl<'a> Restore<'a> {
         if let Err(e) = live {
             if self.request.keep {
                 outcome.fate = Fate::Kept;
-                if let Some(old) = change.old_at() {
+                if let Some(old) = change.keep(work.id)? {
                     outcome.warnings.push(format!("the old data is in {}", old.display()));
                 }
                 journal.record(&Step::Settled { component: component() })?;
@@ -481,12 +482,14 @@ impl<'a> Restore<'a> {
             return Err(e);
         }
         journal.record(&Step::Committed { component: component() })?;
-        match (keep_old, change.old_at()) {
-            (true, Some(old)) => outcome.warnings.push(format!(
-                "no safety copy could be made of what was there; it is kept in {}: remove it when all is well",
-                old.display()
-            )),
-            _ => change.finish()?,
+        match keep_old {
+            true => outcome.warnings.extend(change.keep(work.id)?.map(|old| {
+                format!(
+                    "no safety copy could be made of what was there; it is kept in {}: remove it when all is well",
+                    old.display()
+                )
+            })),
+            false => change.finish()?,
         }
         journal.record(&Step::Settled { component: component() })?;
         end(hold);
