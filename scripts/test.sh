@@ -16,6 +16,7 @@ packages=(
   util-linux procps findutils diffutils tar gzip zstd xz-utils # stock tools that must open what we write
   sqlite3 attr acl
   postgresql-client redis-tools # psql, redis-check-rdb
+  python3 # tests/lab/chroma.py
 )
 
 lab_need_root

@@ -6,8 +6,10 @@
 #   env   print the shell line that points `docker` at it.
 #   down  stop the private engine (never a foreign one). Images stay.
 #
-# The private engine has its own containerd, no bridge and no packet filter rules:
-# containers run with `--network none`, and nothing of the host is touched.
+# The private engine has its own containerd and its own bridge, no packet filter rules
+# and no forwarding: containers reach each other and this machine, and ports that are
+# published on 127.0.0.1 work (through docker-proxy), but nothing goes further. Of the
+# host, nothing is touched but the bridges, which `down` removes.
 #
 # What could go wrong
 # - A unix socket path is limited to 108 bytes, so sockets live in a short
@@ -19,6 +21,10 @@
 # - Containers of an earlier life of the engine are removed, with their volumes,
 #   when the engine starts: they are of tests that are gone. LAB_KEEP=1 keeps them
 #   (for tests that kill the engine and look what becomes of the containers).
+# - Two engines would fight over docker0 and over addresses: the name of the bridge and
+#   the addresses come from LAB_DIR; a range that this machine has a route to is passed
+#   over. A bridge of a user-defined network is known by its address, as its name is the
+#   engine's own choice.
 # - A pid file may name a process that is not ours any more: the command line is
 #   compared before a signal is sent.
 set -euo pipefail
@@ -39,6 +45,7 @@ else
 fi
 containerd_sock=$run/containerd.sock
 docker_sock=$run/docker.sock
+bridge=tars-$(printf %s "$LAB_DIR" | sha256sum | cut -c1-8)
 
 answers() { DOCKER_HOST=$1 timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
@@ -98,6 +105,50 @@ unmount_leftovers() {
   done
 }
 
+# net N: the first three numbers of range N of this engine, which is 16 x 256 addresses.
+# Range 0 is as good as random; the following ones are for a machine that uses it.
+net() {
+  local n=$(((16#${bridge#tars-} + $1) % 896)) # 10.200.0.0 to 10.255.240.0
+  echo "10.$((200 + n / 16)).$((n % 16 * 16))"
+}
+
+# used RANGE: this machine has a route to a part of it, or one (not the default) that holds it.
+used() {
+  [ -n "$(ip -4 route show root "$1"; ip -4 route show match "$1" | grep -v '^default')" ]
+}
+
+# The bridge and what networks get, in the file `net`: the engine remembers its networks,
+# so a later life must use the same range.
+make_bridge() {
+  local i net
+  remove_bridges
+  net=$(cat "$home/net" 2>/dev/null) || net=
+  for ((i = 0; i < 896; i++)); do
+    [ -n "$net" ] || net=$(net $i)
+    used "$net.0/20" || break
+    net=
+  done
+  [ -n "$net" ] || lab_die "no free range of addresses in 10.200.0.0/13 for the engine"
+  echo "$net" >"$home/net"
+  ip link add "$bridge" type bridge
+  ip address add "$net.1/24" dev "$bridge"
+  ip link set "$bridge" up
+}
+
+# Half of the range is for networks, 64 of them with 29 addresses each.
+pool() { local net; net=$(cat "$home/net"); echo "${net%.*}.$((${net##*.} + 8)).0/21"; }
+
+remove_bridges() {
+  local device
+  # A machine without iproute2 never had any.
+  command -v ip >/dev/null || return 0
+  ip link show dev "$bridge" >/dev/null 2>&1 && ip link delete dev "$bridge"
+  [ -s "$home/net" ] || return 0
+  ip -4 -o address show to "$(pool)" | awk '{print $2}' | while read -r device; do
+    case $device in br-*) ip link delete dev "$device" type bridge || true ;; esac
+  done
+}
+
 # Foreign first: an engine that answers on DOCKER_HOST or the default socket.
 foreign() {
   local host=${DOCKER_HOST:-unix:///var/run/docker.sock}
@@ -130,8 +181,8 @@ up() {
   lab_need_root
   lab_lock engine
   if host >/dev/null; then return 0; fi # another process was faster
-  for tool in dockerd docker containerd containerd-shim-runc-v2 ctr runc; do
-    command -v "$tool" >/dev/null || { lab_apt docker.io containerd runc iptables; break; }
+  for tool in dockerd docker docker-proxy containerd containerd-shim-runc-v2 ctr runc ip; do
+    command -v "$tool" >/dev/null || { lab_apt docker.io containerd runc iptables iproute2; break; }
   done
 
   mkdir -p "$home/data" "$home/containerd"
@@ -160,9 +211,11 @@ TOML
   if ! dockerd_pid >/dev/null; then
     # dockerd refuses to start beside the pid file of a dead one when the number is in use again.
     rm -f "$docker_sock" "$run/docker.pid"
+    make_bridge
     lab_daemon "$dockerd_log" dockerd --host="unix://$docker_sock" --containerd="$containerd_sock" \
       --data-root="$home/data" --exec-root="$run/exec" --pidfile="$run/docker.pid" \
-      --bridge=none --iptables=false --ip6tables=false >"$home/dockerd.pid"
+      --bridge="$bridge" --default-address-pool="base=$(pool),size=27" \
+      --ip-forward=false --ip-masq=false --iptables=false --ip6tables=false >"$home/dockerd.pid"
   else
     fresh=no # it was starting, or busy
   fi
@@ -177,6 +230,7 @@ remove_leftovers() {
   # shellcheck disable=SC2086 # a list of ids
   [ -z "$ids" ] || docker rm -f -v $ids >>"$dockerd_log" 2>&1 || true
   docker volume ls -q | while read -r v; do docker volume rm "$v" >>"$dockerd_log" 2>&1 || true; done
+  docker network prune -f >>"$dockerd_log" 2>&1 || true
 }
 
 down() {
@@ -187,6 +241,7 @@ down() {
   if pid=$(containerd_pid); then end "$pid" 10; fi
   end_orphans
   unmount_leftovers
+  remove_bridges
   rm -f "$home/dockerd.pid" "$home/containerd.pid"
   rm -rf "$run"
 }

@@ -1,20 +1,27 @@
 #!/bin/bash
-# Images for the tests, built from Debian packages: no registry is needed.
-#   images.sh [services|systemd12|systemd13|all]     (default: services systemd12)
+# Images for the tests, built from Debian packages, and ChromaDB from PyPI: no registry
+# of images is needed.
+#   images.sh [services|chroma|systemd12|systemd13|all]     (default: services systemd12)
 #
 #   tars-lab/services:1   PostgreSQL 15 and Redis 7; also postgres:15-alpine and
 #                         redis:7-alpine, the names in the stack's Compose file
+#   tars-lab/chroma:1     ChromaDB 1.5.9; also chromadb/chroma:latest.  :0 is ChromaDB 0.6.3.
+#                         Also ollama/ollama:latest and tars-backend:v1.0.10-home, which
+#                         are stand-ins (standin.py)
 #   tars-lab/systemd:12   Debian 12 with systemd as PID 1;  :13 the same of Debian 13
 #
-# The packages come from the mirror that apt uses; LAB_MIRROR overrides it.
+# The packages come from the mirror that apt uses; LAB_MIRROR overrides it. pip finds its
+# index as it does on this machine: its settings, proxies and certificates are handed in.
 #
 # What could go wrong
 # - Half a tree after a kill or a network failure: a tree becomes a tarball only
 #   when it is complete (rename), and only tarballs are used.
-# - The engine may be somebody's real one: the two well-known names are taken only
+# - The engine may be somebody's real one: the well-known names are taken only
 #   when nobody has them, or when they are ours already.
 # - A maintainer script in the chroot would start a daemon on this machine;
 #   policy-rc.d in the tree forbids it.
+# - Settings of pip may hold a password. They lie in one directory of the tree while pip
+#   runs, which is removed before the tree becomes a tarball.
 # - The tarballs survive `engine.sh down` and a removed engine; an image made again
 #   from them takes seconds. Change of the package lists: new tarball name.
 set -euo pipefail
@@ -30,6 +37,9 @@ case $work in *[[:space:]]*) work=/var/tmp/tars-lab-$(printf %s "$LAB_DIR" | sha
 base_packages=ca-certificates,adduser,procps
 systemd_packages=(systemd systemd-sysv dbus)
 services_packages=(postgresql-15 redis-server)
+# dumb-init is what the usual image has as PID 1; curl is what health checks call.
+chroma_packages=(python3 python3-venv dumb-init curl)
+chroma_versions=(1.5.9 0.6.3)
 
 key() { printf '%s ' "$@" | sha256sum | cut -c1-8; }
 
@@ -83,10 +93,11 @@ prepare() {
   echo 'Acquire::Languages "none";' >"$1/etc/apt/apt.conf.d/lab"
 }
 
-# tree NAME SUITE PACKAGE...: prints the tarball of base plus packages.
+# tree NAME SUITE PACKAGE...: prints the tarball of base plus packages, and of what
+# finish_NAME adds; the caller's variable `inputs` stands for what that depends on.
 tree() {
   local name=$1 suite=$2 tarball from dir; shift 2
-  tarball=$cache/$name-$(key "$base_packages" "$@").tar
+  tarball=$cache/$name-$(key "$base_packages" "$@" ${inputs:+"$inputs"}).tar
   if [ ! -s "$tarball" ]; then
     from=$(base "$suite")
     dir=$(mktemp -d "$work/tree.XXXXXX")
@@ -107,6 +118,51 @@ finish_services() {
   rm -rf "$1"/var/lib/postgresql/15 "$1"/etc/postgresql/15 "$1"/usr/lib/postgresql/15/lib/{llvmjit*,bitcode} \
     "$1"/usr/lib/x86_64-linux-gnu/{libLLVM*,libz3*} "$1"/usr/lib/aarch64-linux-gnu/{libLLVM*,libz3*}
   mkdir -p "$1/data"
+}
+
+finish_chroma() {
+  local version venv
+  pip_world "$1"
+  for version in "${chroma_versions[@]}"; do
+    venv=/opt/chroma-$version
+    cp "$LAB_HERE/chroma-$version.txt" "$1/run/lab-pip/requirements.txt"
+    lab_logged "chroma-$version" in_pip_world "$1" python3 -m venv "$venv"
+    lab_logged "chroma-$version" in_pip_world "$1" "$venv/bin/pip" install --no-deps -r /run/lab-pip/requirements.txt
+    rm -rf "$1$venv"/lib/python3*/site-packages/{pip,setuptools,pkg_resources}{,-*}
+    # The compiled files stay: without them every new container compiles anew when it starts.
+    find "$1$venv" -type d -name tests -prune -exec rm -rf {} +
+  done
+  # 0.6.3 wants to find the module when it is imported, and needs it only to make vectors
+  # out of texts; tests bring their vectors along.
+  : >"$(echo "$1"/opt/chroma-0.6.3/lib/python3*/site-packages)/onnxruntime.py"
+  rm -rf "$1/run/lab-pip"
+}
+
+# pip_world TREE: what pip needs of this machine, in one directory of the tree.
+pip_world() {
+  local world=$1/run/lab-pip conf cert
+  mkdir -p "$world/.config/pip" "$world/.pip"
+  for conf in .config/pip/pip.conf .pip/pip.conf .netrc; do
+    if [ -r "${HOME:-/root}/$conf" ]; then cp -L "${HOME:-/root}/$conf" "$world/$conf"; fi
+  done
+  conf=${PIP_CONFIG_FILE:-/etc/pip.conf}
+  if [ -r "$conf" ]; then cp -L "$conf" "$world/pip.conf"; fi
+  cert=$(cat "$world"/{pip.conf,.config/pip/pip.conf,.pip/pip.conf} 2>/dev/null |
+    sed -n 's/^ *cert *[=:] *//p' | head -n 1) || true
+  # An authority of one's own is in the bundle of this machine, not in the tree's.
+  cert=${PIP_CERT:-${cert:-${REQUESTS_CA_BUNDLE:-/etc/ssl/certs/ca-certificates.crt}}}
+  if [ -r "$cert" ]; then cp -L "$cert" "$world/ca.crt"; fi
+}
+
+in_pip_world() { # in_pip_world TREE COMMAND...
+  local tree=$1 world=/run/lab-pip settings=(); shift
+  # The certificates in all variables: requests, inside pip, prefers its own to pip's.
+  if [ -e "$tree$world/ca.crt" ]; then settings+=({PIP_CERT,REQUESTS_CA_BUNDLE,CURL_CA_BUNDLE,SSL_CERT_FILE}"=$world/ca.crt"); fi
+  if [ -e "$tree$world/pip.conf" ]; then settings+=("PIP_CONFIG_FILE=$world/pip.conf"); fi
+  # Where this machine's Python has its modules is nothing to the one in the tree.
+  chroot "$tree" env -u PYTHONPATH -u PYTHONHOME -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV -u PIP_REQUIRE_VIRTUALENV \
+    HOME="$world" TMPDIR=/tmp PATH=/usr/sbin:/usr/bin:/sbin:/bin PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    "${settings[@]}" "$@"
 }
 
 finish_systemd() {
@@ -131,27 +187,37 @@ import() { # import IMAGE RECIPE TARBALL CHANGE...
   docker import "${changes[@]}" - "$image" <"$tarball" >/dev/null
 }
 
-# variant IMAGE RECIPE CHANGE...: a further name with its own defaults, sharing the layer.
+# variant FROM IMAGE RECIPE CHANGE...: a further name with its own defaults, sharing the layer.
 variant() {
-  local image=$1 recipe=$2 changes=() c id; shift 2
+  local from=$1 image=$2 recipe=$3 changes=() c id; shift 3
   free_name "$image"
   for c in "LABEL $LAB_LABEL=$recipe" "$@"; do changes+=(--change "$c"); done
-  id=$(docker create --network none --entrypoint /bin/true tars-lab/services:1)
+  id=$(docker create --network none --entrypoint /bin/true "$from")
   docker commit --pause=false "${changes[@]}" "$id" "$image" >/dev/null ||
     { docker rm -v "$id" >/dev/null; lab_die "could not make $image"; }
   docker rm -v "$id" >/dev/null
 }
 
+all_have() { # all_have RECIPE IMAGE...
+  local recipe=$1 image; shift
+  for image in "$@"; do have "$image" "$recipe" || return 1; done
+}
+
+# layered TARBALL FILE NAME: prints a copy of the tarball with a script of this directory
+# on top, as an executable below /usr/local/bin. Changing the script needs no new tree.
+layered() {
+  local copy=$cache/$2.import.tar
+  cp --reflink=auto "$1" "$copy"
+  tar -C "$LAB_HERE" --owner=0 --group=0 --numeric-owner --mode=755 --transform "s,^$2\$,./usr/local/bin/$3," -rf "$copy" "$2"
+  echo "$copy"
+}
+
 services() {
   local recipe tarball layered
   recipe=$(key "$(cat "$LAB_HERE/entrypoint.sh")" "$base_packages" "${services_packages[@]}" 3)
-  if have tars-lab/services:1 "$recipe" && have postgres:15-alpine "$recipe" && have redis:7-alpine "$recipe"; then return 0; fi
+  if all_have "$recipe" tars-lab/services:1 postgres:15-alpine redis:7-alpine; then return 0; fi
   tarball=$(tree services bookworm "${services_packages[@]}")
-  # The entry point is put on top at import time: changing it needs no new tree.
-  layered=$cache/services.import.tar
-  cp --reflink=auto "$tarball" "$layered"
-  tar -C "$LAB_HERE" --owner=0 --group=0 --numeric-owner --mode=755 \
-    --transform 's,^entrypoint.sh$,./usr/local/bin/docker-entrypoint.sh,' -rf "$layered" entrypoint.sh
+  layered=$(layered "$tarball" entrypoint.sh docker-entrypoint.sh)
   import tars-lab/services:1 "$recipe" "$layered" \
     "ENV PATH=$bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     'ENV PGDATA=/var/lib/postgresql/data' 'ENV LANG=C.UTF-8' \
@@ -159,10 +225,35 @@ services() {
   rm -f "$layered"
   # As in the usual images, the data directories are declared as volumes: a container
   # made from them without a mount gets an anonymous one, which tests should notice.
-  variant postgres:15-alpine "$recipe" 'ENTRYPOINT ["docker-entrypoint.sh"]' 'CMD ["postgres"]' \
+  variant tars-lab/services:1 postgres:15-alpine "$recipe" 'ENTRYPOINT ["docker-entrypoint.sh"]' 'CMD ["postgres"]' \
     'VOLUME /var/lib/postgresql/data' 'EXPOSE 5432'
-  variant redis:7-alpine "$recipe" 'ENTRYPOINT ["docker-entrypoint.sh"]' 'CMD ["redis-server"]' \
+  variant tars-lab/services:1 redis:7-alpine "$recipe" 'ENTRYPOINT ["docker-entrypoint.sh"]' 'CMD ["redis-server"]' \
     'VOLUME /data' 'WORKDIR /data' 'EXPOSE 6379'
+}
+
+chroma() {
+  local recipe tarball layered inputs path server entry v
+  inputs=$(for v in "${chroma_versions[@]}"; do cat "$LAB_HERE/chroma-$v.txt"; done)
+  recipe=$(key "$(cat "$LAB_HERE/standin.py")" "$base_packages" "${chroma_packages[@]}" "$inputs" 2)
+  if all_have "$recipe" tars-lab/chroma:{0,1} chromadb/chroma:latest ollama/ollama:latest tars-backend:v1.0.10-home; then
+    return 0
+  fi
+  tarball=$(tree chroma bookworm "${chroma_packages[@]}")
+  layered=$(layered "$tarball" standin.py standin.py)
+  path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+  entry='ENTRYPOINT ["dumb-init","--","chroma"]'
+  server='"run","--host","0.0.0.0","--port","8000","--path"'
+  # As in the usual images: 1.x writes to /data, 0.x to /chroma/chroma; none declares a volume.
+  import tars-lab/chroma:1 "$recipe" "$layered" 'ENV LANG=C.UTF-8' "ENV PATH=/opt/chroma-1.5.9/bin:$path" \
+    "$entry" "CMD [$server,\"/data\"]"
+  rm -f "$layered"
+  variant tars-lab/chroma:1 chromadb/chroma:latest "$recipe" "$entry" "CMD [$server,\"/data\"]" 'EXPOSE 8000'
+  variant tars-lab/chroma:1 tars-lab/chroma:0 "$recipe" "ENV PATH=/opt/chroma-0.6.3/bin:$path" \
+    'ENV ANONYMIZED_TELEMETRY=FALSE' "$entry" "CMD [$server,\"/chroma/chroma\"]" 'WORKDIR /chroma' 'EXPOSE 8000'
+  variant tars-lab/chroma:1 ollama/ollama:latest "$recipe" \
+    'ENTRYPOINT ["python3","/usr/local/bin/standin.py"]' 'CMD ["ollama"]' 'EXPOSE 11434'
+  variant tars-lab/chroma:1 tars-backend:v1.0.10-home "$recipe" \
+    'ENTRYPOINT ["python3","/usr/local/bin/standin.py"]' 'CMD ["backend"]' 'WORKDIR /app' 'EXPOSE 8000'
 }
 
 systemd() { # systemd 12|13 SUITE
@@ -194,9 +285,10 @@ trap cleanup EXIT
 for what in "$@"; do
   case $what in
     services) services ;;
+    chroma) chroma ;;
     systemd12) systemd 12 bookworm ;;
     systemd13) systemd 13 trixie ;;
-    all) services; systemd 12 bookworm; systemd 13 trixie ;;
-    *) lab_die "usage: images.sh [services|systemd12|systemd13|all]" ;;
+    all) services; chroma; systemd 12 bookworm; systemd 13 trixie ;;
+    *) lab_die "usage: images.sh [services|chroma|systemd12|systemd13|all]" ;;
   esac
 done

@@ -1,7 +1,8 @@
 //! Containers of one test, removed when it ends. What could go wrong: the engine may be one that somebody works with, so
 //! every name begins with a prefix of this very test, and only what carries the label of the laboratory is removed.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
@@ -14,6 +15,11 @@ use crate::support::{Done, Home, PROGRAM, run};
 
 /// Everything that shells, URLs, TOML and JSON get wrong, around a part that can be searched for in any encoding.
 pub const ODD_PASSWORD: &str = "p@ss w'ord\"$HOME\\x:/%41ü#;";
+
+/// The images of ChromaDB 1.5.9 and of 0.6.3. Where no path is given, the first writes to `/data`, the other to
+/// `/chroma/chroma`.
+pub const CHROMA: &str = "chromadb/chroma:latest";
+pub const OLD_CHROMA: &str = "tars-lab/chroma:0";
 
 /// Waits until `condition` holds.
 #[track_caller]
@@ -28,6 +34,20 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
 /// Path of a file of the laboratory.
 pub fn lab_file(name: &str) -> String {
     format!("{}/tests/lab/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Status and body of the answer to a plain GET; `http://ADDRESS:PORT` is `server`.
+#[track_caller]
+pub fn http_get(server: &str, path: &str) -> (u16, String) {
+    let address = server.trim_start_matches("http://");
+    let mut connection = TcpStream::connect(address).unwrap_or_else(|e| panic!("{server}: {e}"));
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{server}{path}: {answer:?}"));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
+    (status.unwrap_or_else(|| panic!("{server}{path}: {head:?}")), body.to_owned())
 }
 
 pub struct Lab {
@@ -81,6 +101,11 @@ impl Lab {
         for name in list(&["volume", "ls", "--filter", "label=tars-lab", "--format", "{{.Name}}"]) {
             if orphan(&name) {
                 self.docker(&["volume", "rm", &name]);
+            }
+        }
+        for name in list(&["network", "ls", "--filter", "label=tars-lab", "--format", "{{.Name}}"]) {
+            if orphan(&name) {
+                self.docker(&["network", "rm", &name]);
             }
         }
     }
@@ -161,10 +186,16 @@ impl Lab {
     /// Starts (`run -d`) or only makes (`create`) a container without a network; its full name.
     #[track_caller]
     pub fn container(&self, how: &[&str], name: &str, args: &[&str]) -> String {
+        self.container_on("none", how, name, args)
+    }
+
+    /// The same on a network.
+    #[track_caller]
+    pub fn container_on(&self, network: &str, how: &[&str], name: &str, args: &[&str]) -> String {
         let full = format!("{}{name}", self.prefix);
         let labels = self.labels("deploy", name);
         let mut all = how.to_vec();
-        all.extend(["--name", &full, "--network", "none"]);
+        all.extend(["--name", &full, "--network", network]);
         all.extend(labels.iter().map(String::as_str));
         all.extend(args);
         self.ok(&all);
@@ -259,6 +290,63 @@ impl Lab {
         line.unwrap_or_else(|| panic!("INFO has no {field}"))
     }
 
+    /// A ChromaDB server, ready: `image` is `CHROMA` or `OLD_CHROMA`; `mount` is that of `docker run -v`, of a volume or
+    /// of a directory, or none for data in the container's own layer; `path` is where the server shall write.
+    #[track_caller]
+    pub fn chroma(&self, image: &str, name: &str, mount: Option<&str>, path: Option<&str>) -> String {
+        let mut args = vec!["-p", "127.0.0.1::8000"];
+        args.extend(mount.iter().flat_map(|m| ["-v", m]));
+        args.push(image);
+        args.extend(path.iter().flat_map(|p| ["run", "--host", "0.0.0.0", "--port", "8000", "--path", p]));
+        let container = self.container_on("bridge", &["run", "-d"], name, &args);
+        self.await_chroma(&container);
+        container
+    }
+
+    #[track_caller]
+    pub fn await_chroma(&self, container: &str) {
+        let url = "http://localhost:8000/api/v2/heartbeat";
+        until("ChromaDB answers", || self.docker(&["exec", container, "curl", "-sf", url]).code == 0);
+    }
+
+    /// Where a port of a container can be reached from here. Another one after each start of the container.
+    #[track_caller]
+    pub fn url(&self, container: &str, port: u16) -> String {
+        format!("http://{}", self.ok(&["port", container, &format!("{port}/tcp")]).trim())
+    }
+
+    /// The command that runs `tests/lab/chroma.py` against a server that `chroma` started.
+    pub fn chroma_command(&self, container: &str, words: &[&str]) -> Command {
+        let mut command = Command::new("python3");
+        command.arg(lab_file("chroma.py")).arg(self.url(container, 8000)).args(words).stdin(Stdio::null());
+        command
+    }
+
+    /// What it prints; it must succeed.
+    #[track_caller]
+    pub fn chroma_py(&self, container: &str, words: &[&str]) -> String {
+        let output = self.chroma_command(container, words).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "chroma.py {words:?} with {container}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Everything in a server of ChromaDB, and what its indexes find.
+    #[track_caller]
+    pub fn chroma_holds(&self, container: &str) -> [String; 2] {
+        [self.chroma_py(container, &["dump"]), self.chroma_py(container, &["nearest"])]
+    }
+
+    /// The same for a directory or a volume, by a second server that is opened on it, `name`, and removed again. A server
+    /// changes what it opens, so this is for copies.
+    #[track_caller]
+    pub fn chroma_data_holds(&self, image: &str, name: &str, data: &str) -> [String; 2] {
+        let server = self.chroma(image, name, Some(&format!("{data}:/data")), Some("/data"));
+        let found = self.chroma_holds(&server);
+        self.ok(&["rm", "-f", "-v", &server]);
+        found
+    }
+
     /// From now on dumps of `tars_home` stop after the rows of one table and in the rows of the next, until the returned
     /// session ends: reading a long value needs an index that the session holds.
     #[track_caller]
@@ -324,6 +412,9 @@ impl Drop for Lab {
         }
         for name in list(&["volume", "ls", "-q", "--filter", &filter, "--filter", "label=tars-lab"]) {
             self.docker(&["volume", "rm", &name]);
+        }
+        for name in list(&["network", "ls", "-q", "--filter", &filter, "--filter", "label=tars-lab"]) {
+            self.docker(&["network", "rm", &name]);
         }
     }
 }

@@ -11,6 +11,7 @@ mod chroma_api;
 mod engine;
 mod failures;
 mod lab;
+mod laboratory;
 mod postgres;
 mod redis;
 mod secrets;

@@ -193,7 +193,8 @@ fn odd_databases_come_back_whole_by_the_commands_of_the_guide_alone() {
 #[test]
 fn the_stack_is_found_by_its_labels_and_every_compression_is_verified() {
     let lab = Lab::new();
-    let env = format!("LAB_PREFIX='{}' REDIS_PASSWORD='odd pa\"ss $1'", lab.prefix);
+    let env =
+        format!("LAB_PREFIX='{}' LAB_SERVICES='postgres redis' REDIS_PASSWORD='odd pa\"ss $1'", lab.prefix);
     sh(&format!("{env} '{}' up", lab_file("stack.sh")));
     let (pg, redis) = (format!("{}tars-home-postgres", lab.prefix), format!("{}tars-home-redis", lab.prefix));
     load_odd_data(&lab, &pg);
