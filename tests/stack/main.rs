@@ -12,6 +12,7 @@ mod engine;
 mod failures;
 mod lab;
 mod laboratory;
+mod places;
 mod postgres;
 mod redis;
 mod secrets;
