@@ -93,7 +93,7 @@ impl Chroma {
         let _in_use = context.holds.in_use(&container.id, context.cancel)?;
         let mut warnings = Vec::new();
         let path = self.data_path(docker, &container, &mut warnings)?;
-        let place = docker.place(&container, &path)?;
+        let place = context.place(&container, &path)?;
         if matches!(place.seat, Seat::Layer { .. }) {
             warnings.push(layer_warning(&container, &path));
         }

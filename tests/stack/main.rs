@@ -1,12 +1,10 @@
-//! PostgreSQL and Redis in a real Docker engine: odd data comes back whole, and whatever fails is said.
+//! The services of a stack in a real Docker engine: odd data comes back whole, and whatever fails is said.
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-/// Not called yet: its checks need containers of ChromaDB.
-#[expect(dead_code)]
 mod chroma_api;
 mod engine;
 mod failures;
@@ -16,3 +14,5 @@ mod places;
 mod postgres;
 mod redis;
 mod secrets;
+mod whole;
+mod writers;
