@@ -339,7 +339,8 @@ fn memory_links_that_lead_out_and_empty_volumes_are_refused() {
     fails(&at("/empty"), &["is empty"], "allow_empty");
     assert_eq!(text(&captured(&at("/data/short"), "data").0.join("a")), "one");
     // The link itself is data.
-    let whole = captured(&at("/data"), "data").0;
+    let home = at("/data");
+    let whole = captured(&home, "data").0;
     assert_eq!(std::fs::read_link(whole.join("link")).unwrap(), Path::new("/etc"));
     let allowed = volume(&format!("volume = {empty:?}\nallow_empty = true"));
     assert_eq!(std::fs::read_dir(captured(&allowed, "data").0).unwrap().count(), 0);
