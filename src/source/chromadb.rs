@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -36,6 +36,9 @@ pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, 
 const DEFAULT_PORT: u16 = 8000;
 /// Time for the questions that only compare.
 const QUESTIONS: Duration = Duration::from_secs(60);
+/// Time that a server that we stopped gets to answer again, and how often it is asked.
+const COMING_UP: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_millis(300);
 
 struct Chroma {
     name: Name,
@@ -229,17 +232,27 @@ impl Chroma {
         context: &Context<'_>,
         container: &Container,
         total: Duration,
+        patience: Duration,
     ) -> Result<Client, SourceError> {
         container.must_run()?;
+        let until = Instant::now() + patience;
         let token = self.token.as_ref().map(|t| context.vault.read(t)).transpose()?.map(Token::new);
-        let endpoint = Endpoint {
-            url: self.address(container)?,
-            token,
-            total,
-            idle: self.limits.idle.min(total),
-            pages: Pages::default(),
-        };
-        Ok(Client::connect(endpoint, context.runtime.clone(), context.cancel.clone())?)
+        let url = self.address(container)?;
+        loop {
+            let endpoint = Endpoint {
+                url: url.clone(),
+                token: token.clone(),
+                total,
+                idle: self.limits.idle.min(total),
+                pages: Pages::default(),
+            };
+            match Client::connect(endpoint, context.runtime.clone(), context.cancel.clone()) {
+                Ok(client) => return Ok(client),
+                Err(ChromaError::Interrupted(i)) => return Err(i.into()),
+                Err(e) if Instant::now() > until => return Err(e.into()),
+                Err(_) => std::thread::sleep(ASK_AGAIN),
+            }
+        }
     }
 
     /// What the server says it has; an error when it cannot be asked.
@@ -248,10 +261,11 @@ impl Chroma {
         context: &Context<'_>,
         container: &Container,
         known: &CopyFacts,
+        patience: Duration,
     ) -> Result<Census, SourceError> {
         let _in_use = context.holds.in_use(&container.id, context.cancel)?;
         let now = context.docker()?.look(&container.id)?.unwrap_or_default();
-        let client = self.client(context, &now, QUESTIONS)?;
+        let client = self.client(context, &now, QUESTIONS, patience)?;
         let mut counts = BTreeMap::new();
         for collection in collections(&client, known)? {
             match client.count(&collection) {
@@ -272,10 +286,11 @@ impl Chroma {
         stage: &Stage<'_>,
         container: &Container,
         known: &CopyFacts,
+        patience: Duration,
     ) -> Result<Export, SourceError> {
         let _in_use = context.holds.in_use(&container.id, context.cancel)?;
         let now = context.docker()?.look(&container.id)?.unwrap_or_default();
-        let client = self.client(context, &now, self.limits.total)?;
+        let client = self.client(context, &now, self.limits.total, patience)?;
         let mut export = Export::default();
         let (scratch, file) = stage.scratch("export-ids")?;
         drop(file);
@@ -394,7 +409,7 @@ impl Source for Chroma {
     fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
         let Found { container, path, place, mut warnings } = self.find(context)?;
         let running = container.as_ref().filter(|c| c.is_active());
-        let before = running.map(|c| self.census(context, c, &CopyFacts::default()));
+        let before = running.map(|c| self.census(context, c, &CopyFacts::default(), Duration::ZERO));
 
         let member = format!("{}.tar", self.name);
         let mut beside = Beside::new(|name| Ok(stage.scratch(name)?));
@@ -403,6 +418,10 @@ impl Source for Chroma {
         let copied = copy.take(context, stage, &mut beside)?;
         let copy_facts = beside.facts().map_err(|problem| problem.for_copy_of(&place))?;
         warnings.extend(copied.warnings);
+        let patience = match self.copy.consistency {
+            Consistency::Stop if !copied.paused.is_zero() => COMING_UP,
+            _ => Duration::ZERO,
+        };
         let mut wrong: Vec<String> = copied.report.incomplete().into_iter().collect();
 
         let mut facts = tree_facts(&copied.report);
@@ -416,7 +435,7 @@ impl Source for Chroma {
         match before {
             Some(Ok(before)) => {
                 facts.insert("server_version".into(), json!(before.version));
-                let after = running.map(|c| self.census(context, c, &copy_facts));
+                let after = running.map(|c| self.census(context, c, &copy_facts, patience));
                 match after {
                     Some(Ok(after)) => wrong.extend(lacks(&before, &after, &copy_facts).map(|what| {
                         format!(
@@ -438,7 +457,7 @@ impl Source for Chroma {
         let mut bytes_in = copied.report.bytes;
         if self.export.iter().any(|tier| tier == context.tier) {
             let outcome = match &container {
-                Some(c) => self.export(context, stage, c, &copy_facts),
+                Some(c) => self.export(context, stage, c, &copy_facts, patience),
                 None => Err(SourceError::bad("the export", "there is no container to ask")),
             };
             match outcome {

@@ -30,7 +30,8 @@ fn volume_with(lab: &Lab, name: &str, options: &[&str]) -> String {
 /// A volume that Compose made for `project`; its full name.
 fn volume_of_project(lab: &Lab, project: &str, short: &str) -> String {
     let full = format!("{project}_{short}");
-    let labels = ["com.docker.compose.project", "com.docker.compose.volume"].into_iter().zip([project, short]);
+    let labels =
+        ["com.docker.compose.project", "com.docker.compose.volume"].into_iter().zip([project, short]);
     let labels: Vec<String> = labels.map(|(k, v)| format!("{k}={v}")).collect();
     let mut args = vec!["volume", "create", "--label", "tars-lab=test"];
     args.extend(labels.iter().flat_map(|l| ["--label", l.as_str()]));
@@ -110,10 +111,15 @@ fn data_of_chroma_in_the_layer_of_its_container_is_taken_with_a_warning() {
         let (copy, manifest) = captured(&home, "data");
         assert_eq!(inventory(&lab), before, "{how}");
         let said = warnings(&manifest);
-        for part in ["/data lies in the container's own layer", "volumes: - NAME:/data", "chroma_data at /chroma/chroma"]
-        {
+        for part in [
+            "/data lies in the container's own layer",
+            "volumes: - NAME:/data",
+            "chroma_data at /chroma/chroma",
+        ] {
             assert!(said.contains(part), "{how}: {part:?} is not in {said}");
         }
+        // Also after a stop it was asked whether the copy has all: the server is waited for.
+        assert!(!said.contains("not compared"), "{how}: {said}");
         assert_eq!(manifest["docker_volumes"], json!([]), "{how}");
         assert_eq!(manifest["details"]["data"]["paused_ms"].as_u64() > Some(0), how != "live", "{how}");
         lab.await_chroma(&server);
@@ -139,7 +145,19 @@ fn of_old_and_new_data_that_of_the_server_is_taken() {
     std::fs::write(&saying, "port: 8000\nlisten_address: \"0.0.0.0\"\npersist_path: \"/data\"\n").unwrap();
     let with_file = |name: &str, file: &str, directory: &str, mount: &str| {
         let file = format!("{file}:/config.yaml");
-        let args = ["-p", "127.0.0.1::8000", "-v", &file, "-v", mount, "-w", directory, CHROMA, "run", "/config.yaml"];
+        let args = [
+            "-p",
+            "127.0.0.1::8000",
+            "-v",
+            &file,
+            "-v",
+            mount,
+            "-w",
+            directory,
+            CHROMA,
+            "run",
+            "/config.yaml",
+        ];
         let server = lab.container_on("bridge", &["create"], name, &args);
         (server, name.to_owned())
     };
@@ -150,13 +168,21 @@ fn of_old_and_new_data_that_of_the_server_is_taken() {
     };
     // Name, server not yet started, where the old data lies in it, where its own is.
     let cases = [
-        (with_file("volume", &saying, "/", &format!("{}:/data", lab.volume("new_volume"))), "/chroma/chroma", "/data"),
+        (
+            with_file("volume", &saying, "/", &format!("{}:/data", lab.volume("new_volume"))),
+            "/chroma/chroma",
+            "/data",
+        ),
         (
             with_file("layer", &saying, "/", &format!("{}:/chroma/chroma", copy_of("bound"))),
             "/chroma/chroma",
             "/data",
         ),
-        (with_file("silent", &silent, "/srv", &format!("{}:/data", copy_of("unused"))), "/data", "/srv/chroma"),
+        (
+            with_file("silent", &silent, "/srv", &format!("{}:/data", copy_of("unused"))),
+            "/data",
+            "/srv/chroma",
+        ),
     ];
     for ((server, name), old, own) in cases {
         if name == "volume" {
@@ -242,7 +268,12 @@ fn a_directory_of_the_host_and_one_inside_a_volume() {
             assert!(!copy.join("beside").exists());
             assert_eq!(manifest["docker_volumes"], volumes, "{path} {how}");
             let layer = path == "/own/dir";
-            assert_eq!(warnings(&manifest).contains("own layer"), layer, "{path} {how}: {}", warnings(&manifest));
+            assert_eq!(
+                warnings(&manifest).contains("own layer"),
+                layer,
+                "{path} {how}: {}",
+                warnings(&manifest)
+            );
         }
     }
     let home = volume(&format!("container = {c:?}\npath = \"/data/in\""));
@@ -261,7 +292,11 @@ fn what_is_missing_is_said_and_nothing_is_created_by_looking() {
     let before = inventory(&lab);
     let cases = [
         (format!("type = \"volume\"\nvolume = {gone:?}"), "there is no volume", "docker volume ls"),
-        (format!("type = \"volume\"\ncontainer = {gone:?}\npath = \"/data\""), "there is no container", "docker ps -a"),
+        (
+            format!("type = \"volume\"\ncontainer = {gone:?}\npath = \"/data\""),
+            "there is no container",
+            "docker ps -a",
+        ),
         (
             format!("type = \"volume\"\ncontainer = {gone:?}\npath = \"/data\"\nvolume = {gone:?}"),
             "there is no volume",
@@ -269,12 +304,24 @@ fn what_is_missing_is_said_and_nothing_is_created_by_looking() {
         ),
         (format!("type = \"volume\"\ncontainer = {c:?}\npath = \"/data/none\""), "/none is not there", ""),
         (format!("type = \"volume\"\ncontainer = {c:?}\npath = \"/none\""), "/none", ""),
-        (format!("type = \"volume\"\ncontainer = {c:?}\npath = \"/none\"\nconsistency = \"live\""), "/none", ""),
+        (
+            format!("type = \"volume\"\ncontainer = {c:?}\npath = \"/none\"\nconsistency = \"live\""),
+            "/none",
+            "",
+        ),
         (format!("type = \"volume\"\ncontainer = {c:?}\npath = \"/data/a\""), "not a directory", ""),
         (format!("type = \"chromadb\"\ncontainer = {c:?}"), "there is no chroma.sqlite3 in", "set path"),
         (format!("type = \"chromadb\"\ncontainer = {gone:?}"), "there is no container", "docker ps -a"),
-        (format!("type = \"chromadb\"\ncontainer = {gone:?}\nvolume = {gone:?}"), "there is no volume", "docker volume ls"),
-        (format!("type = \"chromadb\"\ncontainer = {gone:?}\nvolume = {there:?}"), "there is no chroma.sqlite3", "set path"),
+        (
+            format!("type = \"chromadb\"\ncontainer = {gone:?}\nvolume = {gone:?}"),
+            "there is no volume",
+            "docker volume ls",
+        ),
+        (
+            format!("type = \"chromadb\"\ncontainer = {gone:?}\nvolume = {there:?}"),
+            "there is no chroma.sqlite3",
+            "set path",
+        ),
     ];
     for (lines, reason, hint) in &cases {
         let home = home(lines);
@@ -421,7 +468,8 @@ touch -d '1999-12-31 23:59:59.123456789' first 'with space'; touch -d '1901-12-1
 /// Kind, mode, owner, size and link target of everything below; with nanosecond times where `times`.
 fn portrait(dir: &Path, times: bool) -> String {
     let time = if times { "%T@" } else { "" };
-    let line = format!("cd '{}'; find . ! -type s -printf '%P %y %m %U:%G %s %l {time}\\n' | sort", dir.display());
+    let line =
+        format!("cd '{}'; find . ! -type s -printf '%P %y %m %U:%G %s %l {time}\\n' | sort", dir.display());
     // The size of a directory is its file system's own business.
     sh(&format!("{{ {line}; }} | sed -E 's/^(.* d [0-7]+ [0-9]+:[0-9]+) [0-9]+/\\1/'"))
 }
@@ -436,7 +484,8 @@ fn odd_files_of_a_volume_are_as_gnu_tar_sees_them() {
     home.backup(0);
     verify_deep(&home);
     let member = home.unpack("out").join("data.tar.gz");
-    let compare = format!("tar --compare --xattrs --numeric-owner -f '{}' -C '{}'", member.display(), real.display());
+    let compare =
+        format!("tar --compare --xattrs --numeric-owner -f '{}' -C '{}'", member.display(), real.display());
     assert_eq!(sh(&compare), "");
     let (copy, into) = (home.path("copy"), home.at("copy"));
     std::fs::create_dir(&copy).unwrap();
@@ -446,8 +495,11 @@ fn odd_files_of_a_volume_are_as_gnu_tar_sees_them() {
         member.display()
     ));
     assert_eq!(portrait(&copy, true), portrait(&real, true));
-    let attributes = "import os, sys; print(sorted((n, os.getxattr(sys.argv[1], n)) for n in os.listxattr(sys.argv[1])))";
-    let of = |dir: &Path| run("python3", &["-c", attributes, &dir.join("attributes").display().to_string()]).stdout;
+    let attributes =
+        "import os, sys; print(sorted((n, os.getxattr(sys.argv[1], n)) for n in os.listxattr(sys.argv[1])))";
+    let of = |dir: &Path| {
+        run("python3", &["-c", attributes, &dir.join("attributes").display().to_string()]).stdout
+    };
     assert_eq!(of(&copy), of(&real));
     assert!(of(&copy).contains("user.note"));
     let manifest = home.manifest();
@@ -460,7 +512,11 @@ fn odd_files_of_a_volume_are_as_gnu_tar_sees_them() {
     let home = volume(&format!("volume = {engine:?}"));
     let (copy, manifest) = captured(&home, "data");
     assert_eq!(portrait(&copy, false), portrait(&real, false));
-    sh(&format!("cmp '{0}/sparse' '{1}/sparse'; cmp '{0}/second' '{1}/first'", copy.display(), real.display()));
+    sh(&format!(
+        "cmp '{0}/sparse' '{1}/sparse'; cmp '{0}/second' '{1}/first'",
+        copy.display(),
+        real.display()
+    ));
     let times = "find . -type f -printf '%P %T@\\n' | sed -E 's/[.][0-9]+$//' | sort";
     let seconds = |dir: &Path| sh(&format!("cd '{}'; {times}", dir.display()));
     assert_eq!(seconds(&copy), seconds(&real));
@@ -503,7 +559,8 @@ fn a_volume_without_a_directory_comes_back_by_the_guide_alone() {
 fn a_server_of_chroma_comes_back_by_the_guide_alone() {
     let lab = Lab::new();
     let name = lab.volume("chroma_data");
-    let server = lab.chroma(CHROMA, "chroma", Some(&format!("{name}:/chroma/chroma")), Some("/chroma/chroma"));
+    let server =
+        lab.chroma(CHROMA, "chroma", Some(&format!("{name}:/chroma/chroma")), Some("/chroma/chroma"));
     lab.chroma_py(&server, &["hammer", "1"]);
     let [dump, nearest] = lab.chroma_holds(&server);
     let home = home(&source("chromadb", &server, ""));

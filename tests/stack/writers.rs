@@ -84,12 +84,15 @@ fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
         ));
         run("python3", &["-c", READER, &format!("{out}/files")]).expect(0);
         let integrity = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('PRAGMA integrity_check').fetchall())";
-        run("python3", &["-c", integrity, &format!("{out}/chroma/chroma.sqlite3")]).expect(0).says("[('ok',)]");
+        run("python3", &["-c", integrity, &format!("{out}/chroma/chroma.sqlite3")])
+            .expect(0)
+            .says("[('ok',)]");
         let collections = manifest["details"]["chroma"]["facts"]["collections"].as_array().unwrap();
         assert_eq!(collections.len(), 1);
         let records = collections[0]["records"].as_u64().unwrap();
         if turn % 7 == 0 {
-            let [dump, nearest] = lab.chroma_data_holds(CHROMA, &format!("copy-{turn}"), &format!("{out}/chroma"));
+            let [dump, nearest] =
+                lab.chroma_data_holds(CHROMA, &format!("copy-{turn}"), &format!("{out}/chroma"));
             let dump: Value = serde_json::from_str(&dump).unwrap();
             let there = &dump[0]["collections"][0];
             let got = there["records"].as_array().unwrap();
