@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -620,19 +622,39 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
 }
 
 /// One line for the collection, and one for each record.
-fn check_export(member: &mut Member<'_>) -> Result<(), CheckError> {
-    let mut buffer = vec![0; 1 << 20];
-    let (mut lines, mut last) = (0u64, b'\n');
-    loop {
-        let n = member.body.read(&mut buffer).map_err(CheckError::Read)?;
-        let Some(end) = buffer[..n].last() else { break };
-        last = *end;
-        lines += memchr::memchr_iter(b'\n', &buffer[..n]).count() as u64;
+/// Counts the lines that pass.
+struct Lines<'a> {
+    body: &'a mut dyn Read,
+    count: u64,
+    last: u8,
+}
+
+impl Read for Lines<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.body.read(buffer)?;
+        self.count += memchr::memchr_iter(b'\n', &buffer[..n]).count() as u64;
+        self.last = buffer[..n].last().copied().unwrap_or(self.last);
+        Ok(n)
     }
+}
+
+fn check_export(member: &mut Member<'_>) -> Result<(), CheckError> {
+    let mut passing = Lines { body: &mut *member.body, count: 0, last: b'\n' };
+    let mut values = 0;
+    // Values are passed over as they are read: a record may be of any length.
+    let buffered = BufReader::with_capacity(1 << 20, &mut passing);
+    for value in serde_json::Deserializer::from_reader(buffered).into_iter::<IgnoredAny>() {
+        value.map_err(|e| match e.is_io() {
+            true => CheckError::Read(e.into()),
+            false => CheckError::Bad(format!("it is not made of JSON lines: {e}")),
+        })?;
+        values += 1;
+    }
+    let (lines, last) = (passing.count, passing.last);
     let export = member.component.facts.get("export").and_then(Value::as_object);
     let fact = export.and_then(|e| e.iter().find(|(name, _)| name.as_str() == member.name)).map(|(_, v)| v);
     let records = fact.and_then(|f| f.get("records")).and_then(Value::as_u64);
-    if last != b'\n' || records.map(|r| r + 1) != Some(lines) {
+    if last != b'\n' || values != lines || records.map(|r| r + 1) != Some(lines) {
         return Err(CheckError::Bad(format!("it has {lines} lines, the manifest says otherwise")));
     }
     Ok(())

@@ -237,7 +237,7 @@ fn damage_is_found(home: &Home, unpacked: &Path) {
         ("chromadb", chroma, flip("chroma.sqlite3", "4096 * 20"), ""),
         ("chromadb", chroma, "truncate -s -4096 chroma.sqlite3".to_owned(), ""),
         ("chromadb", chroma, ": >chroma.sqlite3".to_owned(), ""),
-        ("chromadb", chroma, "mv */data_level0.bin .; sed -i '/data_level0/d' ../list".to_owned(), "entries"),
+        ("chromadb", chroma, "rm */data_level0.bin; sed -i '/data_level0/d' ../list".to_owned(), "entries"),
         ("ollama", models, "true".to_owned(), "good"),
         ("ollama", models, flip("models/blobs/$(ls -S models/blobs | head -1)", "1500000"), "digests"),
         ("ollama", models, "sed -i 's/sha256:/sha256:0/' models/manifests/*/*/*/*".to_owned(), "missing"),
