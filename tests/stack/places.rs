@@ -104,7 +104,7 @@ fn data_of_chroma_in_the_layer_of_its_container_is_taken_with_a_warning() {
     let lab = Lab::new();
     let server = chroma_in_its_layer(&lab);
     let [dump, _] = lab.chroma_holds(&server);
-    let mut ports = Vec::new();
+
     for how in ["pause", "stop", "live"] {
         let home = home(&source("chromadb", &server, &format!("consistency = {how:?}")));
         let before = inventory(&lab);
@@ -125,7 +125,6 @@ fn data_of_chroma_in_the_layer_of_its_container_is_taken_with_a_warning() {
         lab.await_chroma(&server);
         let held = lab.chroma_data_holds(CHROMA, &format!("copy-{how}"), &copy.display().to_string());
         assert!(held[0] == dump, "{how}: the copy holds something else");
-        ports.push(lab.url(&server, 8000));
     }
 }
 

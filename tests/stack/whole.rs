@@ -40,12 +40,12 @@ fn assert_export_is(home: &Home, dir: &Path, dump: &str) {
     std::fs::write(&of_server, dump).unwrap();
     let done = run("python3", &["-c", FROM_EXPORT, &of_server, &dir.display().to_string()]).expect(0);
     std::fs::write(&of_export, done.stdout).unwrap();
-    compare(home, &of_server, &of_export);
+    compare(&of_server, &of_export);
 }
 
 /// Two dumps; the first difference fails the test.
 #[track_caller]
-fn compare(_: &Home, a: &str, b: &str) {
+fn compare(a: &str, b: &str) {
     run("python3", &[&lab_file("chroma.py"), "-", "compare", a, b]).expect(0);
 }
 
@@ -59,7 +59,7 @@ fn assert_copy_is(lab: &Lab, home: &Home, image: &str, member: &Path, held: &[St
     let [a, b] = [home.at("before.json"), home.at("after.json")];
     std::fs::write(&a, &held[0]).unwrap();
     std::fs::write(&b, &found[0]).unwrap();
-    compare(home, &a, &b);
+    compare(&a, &b);
     // No assert_eq!: it would print much.
     assert!(found[1] == held[1], "the index of the copy finds others");
 }
