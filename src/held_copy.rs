@@ -100,6 +100,7 @@ impl CopySettings {
             own_dirs: context.own_dirs.to_vec(),
             cross_mounts: false,
             allow_empty: self.allow_empty,
+            mounted: Vec::new(),
         }
     }
 }
@@ -210,7 +211,13 @@ impl HeldCopy<'_> {
         tar: &mut TarWriter<W>,
         watch: &mut dyn Watch,
     ) -> Result<TreeReport, SourceError> {
-        let rules = self.settings.rules(context);
+        let mut rules = self.settings.rules(context);
+        if let Seat::Layer { .. } = self.place.seat {
+            let inside = self.place.nested.iter();
+            rules.mounted = inside
+                .filter_map(|m| Path::new(m).strip_prefix(&self.place.rest).ok().map(Path::to_owned))
+                .collect();
+        }
         let rest = &self.place.rest;
         if let Some(base) = &self.place.base {
             let root = tree::beneath(base, rest)?;
@@ -227,13 +234,20 @@ impl HeldCopy<'_> {
             Seat::Volume { .. } | Seat::Bind { .. } => {
                 let image = self.container.map(|c| c.image_id.as_str());
                 context.holds.with_helper(docker, self.place, image, |helper, window| {
-                    through_engine(helper, Path::new(window).join(rest))
+                    let wanted = Path::new(window).join(rest);
+                    // Links mean the helper's own files there, which are nobody's data.
+                    let real = docker.without_links(helper, &wanted)?;
+                    if !real.starts_with(window) {
+                        return Err(TreeError::Outside { path: shown.clone() }.into());
+                    }
+                    through_engine(helper, real)
                 })
             }
             Seat::Layer { container } if self.reads_the_process() => {
                 let now = docker.look(container)?.unwrap_or_default();
                 let root = layer_of(&now, docker.is_local(), rest)?;
-                Ok(tree::pack(root.path(), &rules, tar, watch, cancel, context.monitor)?)
+                let packed = tree::pack(root.path(), &rules, tar, watch, cancel, context.monitor);
+                Ok(packed.map_err(|e| e.renamed(root.path(), rest))?)
             }
             Seat::Layer { container } => {
                 let busy = match self.settings.consistency {
@@ -277,6 +291,9 @@ pub fn guide(name: &str, component: &Component) -> String {
     let set_aside =
         "mkdir \"$dir.before\"\nfind \"$dir\" -mindepth 1 -maxdepth 1 -exec mv -t \"$dir.before\" {} +";
     match (fact("volume"), fact("directory"), fact("below").filter(|b| !b.is_empty())) {
+        (Some(volume), _, below) if component.facts.contains_key(THROUGH) => {
+            engine_guide(name, member, volume, below, fact("image_id"))
+        }
         (Some(volume), _, below) => {
             let below = below.map_or_else(String::new, |b| format!("/{b}"));
             format!(
@@ -308,12 +325,42 @@ pub fn guide(name: &str, component: &Component) -> String {
     }
 }
 
+/// For a volume that has no directory on the host: a container that is removed at once does the work.
+fn engine_guide(name: &str, member: &str, volume: &str, below: Option<&str>, image: Option<&str>) -> String {
+    let unpacked = match member.rsplit_once('.') {
+        Some((_, "gz")) => format!("gzip -dc {member}"),
+        Some((_, "zst")) => format!("zstd -dc {member}"),
+        _ => format!("cat {member}"),
+    };
+    let image = image.map_or_else(|| "$(docker images -q | head -n 1)".to_owned(), quote);
+    format!(
+        "Volume `{volume}`, which only the engine can mount. Its containers are stopped, what is there now goes into \
+         `{name}.before.tar`, and the copy is unpacked, by a container of an image that has `sh`, `find` and `tar`; where \
+         the first line names one that has not, put another one there:\n\n```\n\
+         image={image}\n\
+         containers=$(docker ps -q --filter volume={v})\n\
+         inside() {{ docker run --rm -i --network none --user 0 -v {v}:/window --workdir /window{b} --entrypoint sh \"$image\" -euc \"$1\"; }}\n\
+         [ -z \"$containers\" ] || docker stop $containers\n\
+         inside 'tar -cf - .' > {name}.before.tar\n\
+         {unpacked} | inside 'find . -mindepth 1 -delete; tar -xpf -'\n\
+         [ -z \"$containers\" ] || docker start $containers\n```\n",
+        v = quote(volume),
+        b = below.map_or_else(String::new, |b| quote(&format!("/{b}"))),
+    )
+}
+
+/// Fact of a volume that was read through a container.
+const THROUGH: &str = "read_through";
+
 /// Facts that `guide` and a restore need.
 pub fn facts(place: &Place, container_path: Option<&str>, into: &mut serde_json::Map<String, Value>) {
     match &place.seat {
         Seat::Volume { name } => {
             into.insert("volume".into(), name.clone().into());
             into.insert("below".into(), place.rest.display().to_string().into());
+            if place.base.is_none() {
+                into.insert(THROUGH.into(), "engine".into());
+            }
         }
         Seat::Bind { source } => {
             into.insert("directory".into(), source.join(&place.rest).display().to_string().into());

@@ -27,7 +27,7 @@ use crate::change::ChangeError;
 use crate::chroma::ChromaError;
 use crate::config::Section;
 use crate::docker::hold::{HoldError, Holds, InUse};
-use crate::docker::{Container, Docker, DockerError, Limits, Place, Selector};
+use crate::docker::{Container, Docker, DockerError, Limits, Place, Seat, Selector};
 use crate::held_copy::CopySettings;
 use crate::hint::Hint;
 use crate::id::Name;
@@ -131,6 +131,19 @@ pub struct Context<'a> {
 impl Context<'_> {
     pub fn docker(&self) -> Result<&Docker, SourceError> {
         self.docker.clone().map_err(SourceError::Docker)
+    }
+
+    /// Where `path` of a container lies. Links in its own layer may lead into a volume.
+    fn place(&self, container: &Container, path: &str) -> Result<Place, SourceError> {
+        let docker = self.docker()?;
+        let place = docker.place(container, path)?;
+        // What somebody else has paused cannot be asked.
+        if !matches!(place.seat, Seat::Layer { .. }) || container.state == "paused" {
+            return Ok(place);
+        }
+        let _in_use = self.holds.in_use(&container.id, self.cancel)?;
+        let real = docker.without_links(&container.id, &place.rest)?;
+        Ok(docker.place(container, &real.display().to_string())?)
     }
 
     /// A container to run commands in: nobody holds it while the first part of the result lives.

@@ -86,7 +86,7 @@ fn collect(table: &str, schema: &Value, into: &mut Vec<Key>) {
     }
 }
 
-/// Keys that every type of source has, with the same meaning. `critical` is one, but its default differs.
+/// Keys that every type of source has, with the same meaning. The defaults of `critical` and `on_by_default` differ.
 const OF_EVERY_SOURCE: [&str; 5] = ["type", "critical", "on_by_default", "timeout", "idle_timeout"];
 
 /// Defaults that depend on the machine, the user, or the name of the table.
@@ -200,7 +200,7 @@ fn rows() -> BTreeMap<String, Vec<String>> {
         let table = if common { "sources".to_owned() } else { key.table.clone() };
         let list = rows.entry(table).or_default();
         let mut row = format!("| `{}` | ", key.name);
-        let same_everywhere = !matches!(key.name.as_str(), "type" | "critical") || !common;
+        let same_everywhere = !matches!(key.name.as_str(), "type" | "critical" | "on_by_default") || !common;
         if same_everywhere {
             row.push_str(&type_of(&key.schema));
             row.push_str(" | ");

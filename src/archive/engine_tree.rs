@@ -1,8 +1,9 @@
 //! A directory tree that only the engine can read, from the tar that it sends into one of ours. What could go wrong: a
 //! stream that ends early, so it is read strictly to its end mark; names that lead elsewhere, so each must lie below the
-//! first; and what the engine drops (sockets, holes, most extended attributes), which is said.
+//! first; and what the engine drops (sockets, holes, most extended attributes, fractions of seconds), which is said.
 
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::tarfile::{Kind, Meta, TarWriter};
@@ -13,7 +14,8 @@ use crate::hint::chain;
 use crate::progress::Monitor;
 
 /// What every copy that came through the engine lacks.
-pub const DROPPED: &str = "read through the engine, which keeps no extended attributes but capabilities, no access lists, no sockets and no holes";
+pub const DROPPED: &str = "read through the engine, which keeps no extended attributes but capabilities, no access lists, no \
+     sockets, no holes and no fractions of seconds";
 
 enum Failure {
     Tar(TarError),
@@ -102,7 +104,7 @@ impl<W: Write> Copy<'_, W> {
         let Some(relative) = below(top, name).map(<[u8]>::to_vec) else {
             return Err(odd("an entry does not lie below the first one"));
         };
-        if self.is_hidden(&relative) {
+        if self.is_hidden(&relative) || self.is_elsewhere(&relative, entry) {
             return Ok(());
         }
         self.seen += 1;
@@ -128,6 +130,13 @@ impl<W: Write> Copy<'_, W> {
             self.hidden = Some(relative.to_vec());
         }
         hides
+    }
+
+    /// What lies in another mount of the container, which the engine sends along. Its directory stays, empty.
+    fn is_elsewhere(&self, relative: &[u8], entry: &Entry) -> bool {
+        let directory = entry.kind == tarwalk::Kind::Directory;
+        let mut mounted = self.rules.mounted.iter().map(|m| m.as_os_str().as_bytes());
+        mounted.any(|m| below(m, relative).is_some_and(|rest| !directory || !rest.is_empty()))
     }
 
     fn plain(
@@ -257,6 +266,7 @@ mod tests {
             own_dirs: Vec::new(),
             cross_mounts: false,
             allow_empty: false,
+            mounted: Vec::new(),
         }
     }
 

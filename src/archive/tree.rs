@@ -27,6 +27,14 @@ pub struct TreeRules {
     pub own_dirs: Vec<PathBuf>,
     pub cross_mounts: bool,
     pub allow_empty: bool,
+    /// Paths from the root where other mounts begin that are known and no part of it: a directory stays, empty.
+    pub mounted: Vec<PathBuf>,
+}
+
+impl TreeRules {
+    pub(super) fn is_mounted(&self, relative: &[u8]) -> bool {
+        self.mounted.iter().any(|m| m.as_os_str().as_bytes() == relative)
+    }
 }
 
 /// Patterns of what is left out. Without a slash a pattern means a name at any depth, with one a path from the root.
@@ -94,6 +102,28 @@ pub enum TreeError {
     Vanished { path: PathBuf, vanished: u64, seen: u64 },
     #[error("cannot write the tar")]
     Write(#[source] io::Error),
+}
+
+impl TreeError {
+    /// The same, with another name for what lies at `from`.
+    pub fn renamed(mut self, from: &Path, to: &Path) -> Self {
+        let path = match &mut self {
+            Self::NoRoot { path }
+            | Self::NotADirectory { path }
+            | Self::Root { path, .. }
+            | Self::Outside { path }
+            | Self::Foreign { path, .. }
+            | Self::Empty { path }
+            | Self::Mount { path }
+            | Self::RootChanged { path }
+            | Self::Vanished { path, .. } => path,
+            Self::Interrupted(_) | Self::Write(_) => return self,
+        };
+        if let Ok(below) = path.strip_prefix(from) {
+            *path = if below.as_os_str().is_empty() { to.to_owned() } else { to.join(below) };
+        }
+        self
+    }
 }
 
 impl crate::hint::Hint for TreeError {
@@ -381,6 +411,17 @@ fn walk(
             }
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
+        if rules.is_mounted(&path) {
+            if kind == FileType::Directory {
+                report.directories += 1;
+                let fd = rustix::fs::openat(&level.fd, &name, flags | OFlags::NOFOLLOW, Mode::empty());
+                match fd {
+                    Ok(fd) => visit.directory(fd.as_fd(), &path, &stat)?,
+                    Err(e) => report.unreadable.add(&path, Some(&e.to_string())),
+                }
+            }
+            continue;
+        }
         if stat.st_dev != top_stat.st_dev && kind == FileType::Directory && !rules.cross_mounts {
             return Err(TreeError::Mount { path: root.join(std::ffi::OsStr::from_bytes(&path)) });
         }

@@ -34,6 +34,8 @@ const HELPER_LABEL: &str = "tars-backup.helper";
 const WINDOW: &str = "/tars-backup-window";
 /// How long an engine that is being restarted is waited for.
 const ENGINE_BACK: Duration = Duration::from_secs(60);
+/// How often a pause is tried.
+const FREEZES: u32 = 10;
 const RETRY: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -43,7 +45,19 @@ impl Docker {
         match how {
             How::Pause => {
                 let what = format!("pausing {}", container.name);
-                self.call(&what, self.api.pause_container(&container.id))
+                let mut left = FREEZES;
+                loop {
+                    left -= 1;
+                    match self.call(&what, self.api.pause_container(&container.id)) {
+                        // A busy group does not always freeze in the time that the engine gives it; it is thawed then.
+                        Err(DockerError::Refused { status: 500.., reason, .. })
+                            if left > 0 && reason.contains("freeze") =>
+                        {
+                            let _: Option<()> = self.wait(RETRY, std::future::pending())?;
+                        }
+                        other => return other,
+                    }
+                }
             }
             How::Stop => {
                 let what = format!("stopping {}", container.name);

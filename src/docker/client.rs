@@ -1,6 +1,7 @@
 //! The connection to the engine. What could go wrong: a frozen engine that never answers, so no call waits for ever.
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub enum DockerError {
     #[error("there is no volume {wanted:?}, nor one of that name in the Compose project")]
     NoVolume { wanted: String },
     #[error("volume {volume} stands for the directory {}, which is not there", device.display())]
-    NoDevice { volume: String, device: std::path::PathBuf },
+    NoDevice { volume: String, device: PathBuf },
     #[error("{destination} of {container} lies in memory: nothing there survives a restart")]
     Volatile { container: String, destination: String },
     #[error("container {name} is {state}")]
@@ -204,6 +205,40 @@ impl Docker {
             Err(DockerError::Refused { status: 404, .. }) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// `path` in a container without its links, as far as they can be followed; what is not there stays as it is.
+    pub fn without_links(&self, container: &str, path: &Path) -> Result<PathBuf, DockerError> {
+        let mut path = path.to_owned();
+        // As many as the kernel follows.
+        for _ in 0..40 {
+            let Some(next) = self.first_link(container, &path)? else { return Ok(path) };
+            path = next;
+        }
+        Ok(path)
+    }
+
+    /// `path` with its first link replaced by where that leads to; None when it has none.
+    fn first_link(&self, container: &str, path: &Path) -> Result<Option<PathBuf>, DockerError> {
+        let parts: Vec<_> = path.components().collect();
+        for end in 2..=parts.len() {
+            let part: PathBuf = parts[..end].iter().collect();
+            let shown = part.display().to_string();
+            let options = ContainerArchiveInfoOptionsBuilder::default().path(&shown).build();
+            let what = format!("looking at {shown} in {container}");
+            match self.call(&what, self.api.get_container_archive_info(container, Some(options))) {
+                // The engine has followed it to its end, within the container.
+                Ok(s) if !s.link_target.is_empty() => {
+                    let rest: PathBuf = parts[end..].iter().collect();
+                    let target = PathBuf::from(s.link_target);
+                    return Ok(Some(if rest.as_os_str().is_empty() { target } else { target.join(rest) }));
+                }
+                Ok(_) => {}
+                Err(DockerError::Refused { status: 404, .. }) => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
     }
 
     /// A tar of `path` in a container, as the engine's archive API gives it.

@@ -233,13 +233,14 @@ fn convert(raw: ContainerInspectResponse) -> Container {
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
     let host = raw.host_config.unwrap_or_default();
+    let in_memory = host.tmpfs.unwrap_or_default();
     let subpaths: HashMap<String, String> = host
         .mounts
         .unwrap_or_default()
         .into_iter()
         .filter_map(|m| Some((m.target?, m.volume_options?.subpath?)))
         .collect();
-    let mounts = raw
+    let mut mounts: Vec<Mount> = raw
         .mounts
         .unwrap_or_default()
         .into_iter()
@@ -259,6 +260,15 @@ fn convert(raw: ContainerInspectResponse) -> Container {
             })
         })
         .collect();
+    // What `--tmpfs` and `tmpfs:` mount is not in the engine's list.
+    mounts.extend(in_memory.into_keys().map(|destination| Mount {
+        kind: MountKind::Other,
+        source: PathBuf::new(),
+        volume: String::new(),
+        writable: true,
+        subpath: None,
+        destination: destination.trim_end_matches('/').to_owned(),
+    }));
     let mut args: Vec<String> = raw.path.into_iter().collect();
     args.extend(raw.args.unwrap_or_default());
     let state = raw.state.unwrap_or_default();

@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -36,6 +38,9 @@ pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, 
 const DEFAULT_PORT: u16 = 8000;
 /// Time for the questions that only compare.
 const QUESTIONS: Duration = Duration::from_secs(60);
+/// Time that a server that we stopped gets to answer again, and how often it is asked.
+const COMING_UP: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_millis(300);
 
 struct Chroma {
     name: Name,
@@ -93,7 +98,7 @@ impl Chroma {
         let _in_use = context.holds.in_use(&container.id, context.cancel)?;
         let mut warnings = Vec::new();
         let path = self.data_path(docker, &container, &mut warnings)?;
-        let place = docker.place(&container, &path)?;
+        let place = context.place(&container, &path)?;
         if matches!(place.seat, Seat::Layer { .. }) {
             warnings.push(layer_warning(&container, &path));
         }
@@ -229,17 +234,27 @@ impl Chroma {
         context: &Context<'_>,
         container: &Container,
         total: Duration,
+        patience: Duration,
     ) -> Result<Client, SourceError> {
         container.must_run()?;
+        let until = Instant::now() + patience;
         let token = self.token.as_ref().map(|t| context.vault.read(t)).transpose()?.map(Token::new);
-        let endpoint = Endpoint {
-            url: self.address(container)?,
-            token,
-            total,
-            idle: self.limits.idle.min(total),
-            pages: Pages::default(),
-        };
-        Ok(Client::connect(endpoint, context.runtime.clone(), context.cancel.clone())?)
+        let url = self.address(container)?;
+        loop {
+            let endpoint = Endpoint {
+                url: url.clone(),
+                token: token.clone(),
+                total,
+                idle: self.limits.idle.min(total),
+                pages: Pages::default(),
+            };
+            match Client::connect(endpoint, context.runtime.clone(), context.cancel.clone()) {
+                Ok(client) => return Ok(client),
+                Err(ChromaError::Interrupted(i)) => return Err(i.into()),
+                Err(e) if Instant::now() > until => return Err(e.into()),
+                Err(_) => std::thread::sleep(ASK_AGAIN),
+            }
+        }
     }
 
     /// What the server says it has; an error when it cannot be asked.
@@ -248,10 +263,11 @@ impl Chroma {
         context: &Context<'_>,
         container: &Container,
         known: &CopyFacts,
+        patience: Duration,
     ) -> Result<Census, SourceError> {
         let _in_use = context.holds.in_use(&container.id, context.cancel)?;
         let now = context.docker()?.look(&container.id)?.unwrap_or_default();
-        let client = self.client(context, &now, QUESTIONS)?;
+        let client = self.client(context, &now, QUESTIONS, patience)?;
         let mut counts = BTreeMap::new();
         for collection in collections(&client, known)? {
             match client.count(&collection) {
@@ -272,10 +288,11 @@ impl Chroma {
         stage: &Stage<'_>,
         container: &Container,
         known: &CopyFacts,
+        patience: Duration,
     ) -> Result<Export, SourceError> {
         let _in_use = context.holds.in_use(&container.id, context.cancel)?;
         let now = context.docker()?.look(&container.id)?.unwrap_or_default();
-        let client = self.client(context, &now, self.limits.total)?;
+        let client = self.client(context, &now, self.limits.total, patience)?;
         let mut export = Export::default();
         let (scratch, file) = stage.scratch("export-ids")?;
         drop(file);
@@ -394,7 +411,7 @@ impl Source for Chroma {
     fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
         let Found { container, path, place, mut warnings } = self.find(context)?;
         let running = container.as_ref().filter(|c| c.is_active());
-        let before = running.map(|c| self.census(context, c, &CopyFacts::default()));
+        let before = running.map(|c| self.census(context, c, &CopyFacts::default(), Duration::ZERO));
 
         let member = format!("{}.tar", self.name);
         let mut beside = Beside::new(|name| Ok(stage.scratch(name)?));
@@ -404,6 +421,10 @@ impl Source for Chroma {
         let copy_facts = beside.facts().map_err(|problem| problem.for_copy_of(&place))?;
         warnings.extend(copied.warnings);
         warnings.extend(copy_facts.warnings.iter().cloned());
+        let patience = match self.copy.consistency {
+            Consistency::Stop if !copied.paused.is_zero() => COMING_UP,
+            _ => Duration::ZERO,
+        };
         let mut wrong: Vec<String> = copied.report.incomplete().into_iter().collect();
 
         let mut facts = tree_facts(&copied.report);
@@ -417,7 +438,7 @@ impl Source for Chroma {
         match before {
             Some(Ok(before)) => {
                 facts.insert("server_version".into(), json!(before.version));
-                let after = running.map(|c| self.census(context, c, &copy_facts));
+                let after = running.map(|c| self.census(context, c, &copy_facts, patience));
                 match after {
                     Some(Ok(after)) => wrong.extend(lacks(&before, &after, &copy_facts).map(|what| {
                         format!(
@@ -439,7 +460,7 @@ impl Source for Chroma {
         let mut bytes_in = copied.report.bytes;
         if self.export.iter().any(|tier| tier == context.tier) {
             let outcome = match &container {
-                Some(c) => self.export(context, stage, c, &copy_facts),
+                Some(c) => self.export(context, stage, c, &copy_facts, patience),
                 None => Err(SourceError::bad("the export", "there is no container to ask")),
             };
             match outcome {
@@ -602,19 +623,39 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
 }
 
 /// One line for the collection, and one for each record.
-fn check_export(member: &mut Member<'_>) -> Result<(), CheckError> {
-    let mut buffer = vec![0; 1 << 20];
-    let (mut lines, mut last) = (0u64, b'\n');
-    loop {
-        let n = member.body.read(&mut buffer).map_err(CheckError::Read)?;
-        let Some(end) = buffer[..n].last() else { break };
-        last = *end;
-        lines += memchr::memchr_iter(b'\n', &buffer[..n]).count() as u64;
+/// Counts the lines that pass.
+struct Lines<'a> {
+    body: &'a mut dyn Read,
+    count: u64,
+    last: u8,
+}
+
+impl Read for Lines<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.body.read(buffer)?;
+        self.count += memchr::memchr_iter(b'\n', &buffer[..n]).count() as u64;
+        self.last = buffer[..n].last().copied().unwrap_or(self.last);
+        Ok(n)
     }
+}
+
+fn check_export(member: &mut Member<'_>) -> Result<(), CheckError> {
+    let mut passing = Lines { body: &mut *member.body, count: 0, last: b'\n' };
+    let mut values = 0;
+    // Values are passed over as they are read: a record may be of any length.
+    let buffered = BufReader::with_capacity(1 << 20, &mut passing);
+    for value in serde_json::Deserializer::from_reader(buffered).into_iter::<IgnoredAny>() {
+        value.map_err(|e| match e.is_io() {
+            true => CheckError::Read(e.into()),
+            false => CheckError::Bad(format!("it is not made of JSON lines: {e}")),
+        })?;
+        values += 1;
+    }
+    let (lines, last) = (passing.count, passing.last);
     let export = member.component.facts.get("export").and_then(Value::as_object);
     let fact = export.and_then(|e| e.iter().find(|(name, _)| name.as_str() == member.name)).map(|(_, v)| v);
     let records = fact.and_then(|f| f.get("records")).and_then(Value::as_u64);
-    if last != b'\n' || records.map(|r| r + 1) != Some(lines) {
+    if last != b'\n' || values != lines || records.map(|r| r + 1) != Some(lines) {
         return Err(CheckError::Bad(format!("it has {lines} lines, the manifest says otherwise")));
     }
     Ok(())

@@ -65,6 +65,7 @@ impl Directory {
             exclude: self.exclude.clone(),
             own_dirs: context.own_dirs.to_vec(),
             cross_mounts: self.cross_mounts,
+            mounted: Vec::new(),
             allow_empty: self.allow_empty,
         }
     }

@@ -56,7 +56,7 @@ impl Ollama {
             .clone()
             .or_else(|| container.env.get("OLLAMA_MODELS").filter(|p| p.starts_with('/')).cloned())
             .unwrap_or_else(|| DEFAULT_PATH.to_owned());
-        let place = docker.place(&container, &path)?;
+        let place = context.place(&container, &path)?;
         Ok((container, path, place))
     }
 }

@@ -70,7 +70,7 @@ impl Volume {
             }
             (found, _) => found?,
         };
-        let place = docker.place(&container, path)?;
+        let place = context.place(&container, path)?;
         let mut warnings = Vec::new();
         if matches!(place.seat, Seat::Layer { .. }) {
             warnings.push(layer_warning(&container, path));

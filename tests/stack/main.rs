@@ -6,8 +6,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-/// Not called yet: its checks need containers of ChromaDB.
-#[expect(dead_code)]
 mod chroma_api;
 mod engine;
 mod failures;
@@ -15,7 +13,10 @@ mod holds;
 mod kills;
 mod lab;
 mod laboratory;
+mod places;
 mod postgres;
 mod redis;
 mod restore;
 mod secrets;
+mod whole;
+mod writers;

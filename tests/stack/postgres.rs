@@ -23,7 +23,7 @@ const TABLES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamesp
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')";
 
-fn load_odd_data(lab: &Lab, pg: &str) {
+pub fn load_odd_data(lab: &Lab, pg: &str) {
     let script = |name: &str| std::fs::read_to_string(lab_file(name)).unwrap();
     lab.sql(pg, "tars_home", &script("odd.sql"));
     lab.sql(
