@@ -182,7 +182,7 @@ impl<W: Write> Copy<'_, W> {
         let path = member(relative);
         let mut target =
             self.out.file(&meta(&path, Kind::File, None, entry)?, entry.size).map_err(written)?;
-        self.watch.file(relative, entry.size);
+        self.watch.file(relative, entry.size, entry.mtime);
         let mut done = 0;
         while done < entry.size {
             self.cancel.check().map_err(|i| Failure::Tree(i.into()))?;

@@ -57,7 +57,7 @@ pub fn walk_tar_watched(tar: impl Read, watch: &mut dyn Watch) -> Result<u64, Ta
             return Ok(());
         }
         let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
-        watch.file(path, entry.size);
+        watch.file(path, entry.size, entry.mtime);
         let whole = [Extent { offset: 0, bytes: entry.size }];
         for extent in entry.extents.as_deref().unwrap_or(&whole) {
             let mut done = 0;

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::tarfile::{Kind, Meta, SparseMap, TarWriter};
 use crate::cancel::{Cancel, Interrupted};
+use crate::format::tarwalk::Mtime;
 use crate::progress::Monitor;
 
 /// How a tree is read.
@@ -217,8 +218,8 @@ impl TreeReport {
 
 /// Sees the bytes of every regular file on their way into the tar, so that what is said of a copy is true of the copy.
 pub trait Watch {
-    /// A file begins; `path` is relative to the root.
-    fn file(&mut self, path: &[u8], size: u64);
+    /// A file begins; `path` is relative to the root, `mtime` when it was last written.
+    fn file(&mut self, path: &[u8], size: u64, mtime: Mtime);
     /// Data of it, in order; what lies between two pieces is a hole.
     fn data(&mut self, offset: u64, bytes: &[u8]);
     /// It is over; `whole` unless it changed or could not be read to its end.
@@ -229,7 +230,7 @@ pub trait Watch {
 pub struct Unwatched;
 
 impl Watch for Unwatched {
-    fn file(&mut self, _: &[u8], _: u64) {}
+    fn file(&mut self, _: &[u8], _: u64, _: Mtime) {}
     fn data(&mut self, _: u64, _: &[u8]) {}
     fn end(&mut self, _: bool) {}
 }
@@ -602,7 +603,8 @@ impl<W: Write> Packer<'_, W> {
         report.bytes += size;
         let holes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512 < size;
         let map = if holes { data_map(file.as_fd(), size) } else { None };
-        self.watch.file(found.relative, size);
+        let nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        self.watch.file(found.relative, size, Mtime { secs: stat.st_mtime, nanos });
         let outcome = match map {
             Some(map) => self.sparse_body(&m, &file, &map)?,
             None => self.plain_body(&m, &file, size)?,

@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 /// Time since 1970; `nanos` always counts forward, also before 1970.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mtime {
     pub secs: i64,
     /// 0 to 999,999,999.

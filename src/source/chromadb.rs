@@ -26,7 +26,8 @@ use crate::chroma::{
 };
 use crate::config::Section;
 use crate::docker::{Container, Docker, DockerError, Limits, Place, Seat, Selector};
-use crate::held_copy::{self, Consistency, CopySettings, HeldCopy};
+use crate::format::tarwalk::Mtime;
+use crate::held_copy::{self, Consistency, Copied, CopySettings, HeldCopy};
 use crate::hint::chain;
 use crate::id::Name;
 use crate::manifest::Component;
@@ -36,6 +37,15 @@ use crate::staging::Stage;
 pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
 const DEFAULT_PORT: u16 = 8000;
+/// Written after the vectors that it lists.
+const VECTOR_LIST: &str = "/index_metadata.pickle";
+/// How each such list ends.
+const PICKLE_END: u8 = b'.';
+/// Copies until one is not of a moment at which the server wrote vectors, and the rest between two of them.
+const ATTEMPTS: usize = 8;
+const BETWEEN: Duration = Duration::from_millis(700);
+/// Seconds after which nobody can be in the middle of writing a directory of vectors.
+const SETTLED_S: i64 = 300;
 /// Time for the questions that only compare.
 const QUESTIONS: Duration = Duration::from_secs(60);
 /// Time that a server that we stopped gets to answer again, and how often it is asked.
@@ -414,11 +424,9 @@ impl Source for Chroma {
         let before = running.map(|c| self.census(context, c, &CopyFacts::default(), Duration::ZERO));
 
         let member = format!("{}.tar", self.name);
-        let mut beside = Beside::new(|name| Ok(stage.scratch(name)?));
         let copy =
             HeldCopy { place: &place, container: container.as_ref(), settings: &self.copy, member: &member };
-        let copied = copy.take(context, stage, &mut beside)?;
-        let copy_facts = beside.facts().map_err(|problem| problem.for_copy_of(&place))?;
+        let (copied, copy_facts, odd) = whole_copy(&copy, context, stage)?;
         warnings.extend(copied.warnings);
         warnings.extend(copy_facts.warnings.iter().cloned());
         let patience = match self.copy.consistency {
@@ -434,6 +442,13 @@ impl Source for Chroma {
         held_copy::facts(&place, path.as_deref(), &mut facts);
         facts.insert("collections".into(), json!(copy_facts.collections));
         facts.insert("databases".into(), json!(copy_facts.databases));
+        if let Some(directory) = odd {
+            warnings.push(format!(
+                "the vectors in {directory} are newer than {VECTOR_LIST} beside them, and not from just now: if they were not \
+                 copied there by hand, ask the server whether it can still read them"
+            ));
+            facts.insert("newer_than_its_list".into(), json!(directory));
+        }
 
         match before {
             Some(Ok(before)) => {
@@ -488,6 +503,39 @@ impl Source for Chroma {
     }
 }
 
+/// A copy whose vectors fit together. Held in the middle of writing them, the server has them in a state that no server
+/// opens: it is let go, and held again a moment later. The last part names a directory where it has been so for long,
+/// which nobody is writing: it was copied without its times, or it is damaged.
+fn whole_copy(
+    copy: &HeldCopy<'_>,
+    context: &Context<'_>,
+    stage: &Stage<'_>,
+) -> Result<(Copied, CopyFacts, Option<String>), SourceError> {
+    let mut attempt = 1;
+    loop {
+        let mut beside = Beside::new(|name| Ok(stage.scratch(name)?));
+        let copied = copy.take(context, stage, &mut beside)?;
+        let torn = beside.torn();
+        let facts = beside.facts().map_err(|problem| problem.for_copy_of(copy.place))?;
+        let Some((directory, written)) = torn else { return Ok((copied, facts, None)) };
+        if jiff::Timestamp::now().as_second() - written.secs > SETTLED_S {
+            return Ok((copied, facts, Some(directory)));
+        }
+        if attempt == ATTEMPTS {
+            return Err(SourceError::hinted(
+                copy.place.describe(),
+                format!("the server was writing the vectors in {directory} each time it was held"),
+                "run it when less is written, and ask for an export: export = [\"TIER\"]",
+            ));
+        }
+        context.monitor.waiting("waiting for a moment at which no vectors are written");
+        std::fs::remove_file(&copied.staged.path).map_err(SourceError::write(copy.member))?;
+        std::thread::sleep(BETWEEN);
+        context.cancel.check()?;
+        attempt += 1;
+    }
+}
+
 fn not_compared(e: &SourceError) -> String {
     format!("not compared with what the server says: {}", chain(e))
 }
@@ -498,7 +546,11 @@ struct Beside<F> {
     now: Option<File>,
     database: Option<PathBuf>,
     kept: Vec<PathBuf>,
-    files: BTreeSet<String>,
+    files: BTreeMap<String, Mtime>,
+    /// The file that is passing now, and its last byte so far.
+    passing: (String, Option<u8>),
+    /// Lists of vectors that do not end as such a list does.
+    cut: Vec<String>,
     failed: Option<SourceError>,
 }
 
@@ -543,7 +595,16 @@ impl Problem {
 
 impl<F: FnMut(&str) -> Result<(PathBuf, File), SourceError>> Beside<F> {
     fn new(make: F) -> Self {
-        Self { make, now: None, database: None, kept: Vec::new(), files: BTreeSet::new(), failed: None }
+        Self {
+            make,
+            now: None,
+            database: None,
+            kept: Vec::new(),
+            files: BTreeMap::new(),
+            passing: (String::new(), None),
+            cut: Vec::new(),
+            failed: None,
+        }
     }
 
     fn keep(&mut self, name: &str, size: u64) -> Result<(), SourceError> {
@@ -569,18 +630,34 @@ impl<F: FnMut(&str) -> Result<(PathBuf, File), SourceError>> Beside<F> {
             let _ = std::fs::remove_file(path);
         }
         let facts = facts?;
-        let missing = facts.vector_files().find(|f| !self.files.contains(f));
-        match missing {
-            Some(missing) => Err(Problem::NoVectors(missing)),
-            None => Ok(facts),
+        if let Some(missing) = facts.vector_files().find(|f| !self.files.contains_key(f)) {
+            return Err(Problem::NoVectors(missing));
         }
+        Ok(facts)
+    }
+
+    /// A directory of vectors that the server was writing when it was held, and when it last did. It writes the vectors
+    /// first and then the list of what they are; with vectors newer than the list, the two do not fit together, and no
+    /// server opens the copy.
+    fn torn(&self) -> Option<(String, Mtime)> {
+        for (path, listed) in self.files.iter().filter(|(p, _)| p.ends_with(VECTOR_LIST)) {
+            let directory = path.strip_suffix(VECTOR_LIST)?;
+            let inside =
+                self.files.range(directory.to_owned()..).take_while(|(p, _)| p.starts_with(directory));
+            let written = inside.filter(|(p, _)| p.ends_with(".bin")).map(|(_, at)| *at).max()?;
+            if written > *listed || self.cut.contains(path) {
+                return Some((directory.to_owned(), written.max(*listed)));
+            }
+        }
+        None
     }
 }
 
 impl<F: FnMut(&str) -> Result<(PathBuf, File), SourceError>> Watch for Beside<F> {
-    fn file(&mut self, path: &[u8], size: u64) {
+    fn file(&mut self, path: &[u8], size: u64, mtime: Mtime) {
         let Ok(path) = std::str::from_utf8(path) else { return };
-        self.files.insert(path.to_owned());
+        self.files.insert(path.to_owned(), mtime);
+        self.passing = (path.to_owned(), None);
         let wanted = path.strip_prefix(DATABASE).is_some_and(|rest| matches!(rest, "" | "-journal" | "-wal"));
         if wanted && let Err(e) = self.keep(path, size) {
             self.failed.get_or_insert(e);
@@ -588,6 +665,7 @@ impl<F: FnMut(&str) -> Result<(PathBuf, File), SourceError>> Watch for Beside<F>
     }
 
     fn data(&mut self, offset: u64, bytes: &[u8]) {
+        self.passing.1 = bytes.last().copied().or(self.passing.1);
         if let Some(file) = &self.now
             && let Err(e) = file.write_all_at(bytes, offset)
         {
@@ -597,6 +675,10 @@ impl<F: FnMut(&str) -> Result<(PathBuf, File), SourceError>> Watch for Beside<F>
 
     fn end(&mut self, _: bool) {
         self.now = None;
+        let (path, last) = std::mem::take(&mut self.passing);
+        if path.ends_with(VECTOR_LIST) && last != Some(PICKLE_END) {
+            self.cut.push(path);
+        }
     }
 }
 
@@ -615,7 +697,15 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     if facts.get("entries").and_then(Value::as_u64) != Some(entries) {
         return Err(CheckError::Bad(format!("it has {entries} entries, the manifest says otherwise")));
     }
+    let torn = beside.torn().map(|(directory, _)| directory);
     let found = beside.facts().map_err(|p| CheckError::Bad(p.text()))?;
+    if let Some(directory) = torn
+        && facts.get("newer_than_its_list").and_then(Value::as_str) != Some(directory.as_str())
+    {
+        return Err(CheckError::Bad(format!(
+            "the vectors in {directory} are newer than the list of them: the server was writing them"
+        )));
+    }
     if facts.get("collections") != Some(&json!(found.collections)) {
         return Err(CheckError::Bad("its collections are not those of the manifest".into()));
     }
@@ -707,16 +797,42 @@ mod tests {
     }
 
     #[test]
+    fn vectors_that_are_newer_than_their_list_are_found() {
+        let at = |secs: i64, nanos: u32| Mtime { secs, nanos };
+        let torn = |bin: Mtime, list: Mtime, end: &[u8]| {
+            let mut beside = Beside::new(|_| Err(SourceError::bad("x", "y")));
+            for (path, mtime, data) in [
+                ("s1/data_level0.bin", bin, b"v".as_slice()),
+                ("s1/header.bin", at(1, 0), b"h"),
+                ("s1/index_metadata.pickle", list, end),
+                // Newer, but of another collection.
+                ("s2/data_level0.bin", at(99, 0), b"v"),
+                ("s2/index_metadata.pickle", at(99, 0), b"p."),
+            ] {
+                beside.file(path.as_bytes(), data.len() as u64, mtime);
+                beside.data(0, data);
+                beside.end(true);
+            }
+            beside.torn().map(|(directory, _)| directory)
+        };
+        assert_eq!(torn(at(5, 7), at(5, 7), b"p."), None);
+        assert_eq!(torn(at(5, 6), at(5, 7), b"p."), None);
+        assert_eq!(torn(at(5, 8), at(5, 7), b"p."), Some("s1".to_owned()));
+        assert_eq!(torn(at(5, 7), at(5, 7), b"p"), Some("s1".to_owned()), "a list that was cut");
+        assert_eq!(torn(at(5, 7), at(5, 7), b""), Some("s1".to_owned()), "an empty list");
+    }
+
+    #[test]
     fn the_database_is_put_aside_with_its_holes_and_missing_vectors_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let mut beside = Beside::new(|name| {
             let path = dir.path().join(name);
             Ok((path.clone(), File::create(path).map_err(SourceError::write(name))?))
         });
-        beside.file(b"deep/chroma.sqlite3", 3);
+        beside.file(b"deep/chroma.sqlite3", 3, Mtime::default());
         beside.data(0, b"not");
         beside.end(true);
-        beside.file(b"chroma.sqlite3", 8192);
+        beside.file(b"chroma.sqlite3", 8192, Mtime::default());
         beside.data(4096, b"x");
         beside.end(true);
         let text = std::fs::read(dir.path().join(DATABASE)).unwrap();

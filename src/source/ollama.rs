@@ -14,6 +14,7 @@ use crate::archive::read::walk_tar_watched;
 use crate::archive::tree::{Watch, show_name};
 use crate::config::Section;
 use crate::docker::{Container, Limits, Place, Selector};
+use crate::format::tarwalk::Mtime;
 use crate::held_copy::{self, Consistency, CopySettings, HeldCopy};
 use crate::hint::chain;
 use crate::id::Name;
@@ -128,7 +129,7 @@ enum Reading {
 }
 
 impl Watch for Library {
-    fn file(&mut self, path: &[u8], size: u64) {
+    fn file(&mut self, path: &[u8], size: u64, _: Mtime) {
         let shown = show_name(path);
         let parts: Vec<&str> = shown.split('/').collect();
         let after = |word: &str| parts.iter().position(|p| *p == word).map(|i| &parts[i + 1..]);
@@ -259,7 +260,7 @@ mod tests {
     use super::*;
 
     fn see(library: &mut Library, path: &str, content: &[u8]) {
-        library.file(path.as_bytes(), content.len() as u64);
+        library.file(path.as_bytes(), content.len() as u64, Mtime::default());
         library.data(0, content);
         library.end(true);
     }
@@ -292,7 +293,7 @@ mod tests {
         assert!(library.problem().unwrap().contains("digests"));
         let mut library = Library::default();
         let name = format!("models/blobs/sha256-{}", digest(b"\0\0\0\0ab\0\0"));
-        library.file(name.as_bytes(), 8);
+        library.file(name.as_bytes(), 8, Mtime::default());
         library.data(4, b"ab");
         library.end(true);
         assert_eq!(library.problem(), None);

@@ -49,7 +49,6 @@ for mode in ("delete", "wal"):
 
 const BACKUPS: usize = 20;
 
-/// Whether ChromaDB itself opens each copy is not asked here; docs/testing.md says what is known of that.
 #[test]
 fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
     let lab = Lab::new();
@@ -68,7 +67,7 @@ fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
         .source("chroma", &source("chromadb", &server, ""))
         .ready();
     let mut counts = Vec::new();
-    for _ in 0..BACKUPS {
+    for turn in 0..BACKUPS {
         let name = home.backup(0)["name"].as_str().unwrap().to_owned();
         let manifest = home.path(&format!("store/daily/{name}.manifest.json"));
         let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
@@ -91,6 +90,18 @@ fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
         let collections = manifest["details"]["chroma"]["facts"]["collections"].as_array().unwrap();
         assert_eq!(collections.len(), 1);
         let records = collections[0]["records"].as_u64().unwrap();
+        if turn % 4 == 0 {
+            let [dump, nearest] =
+                lab.chroma_data_holds(CHROMA, &format!("copy-{turn}"), &format!("{out}/chroma"));
+            let dump: Value = serde_json::from_str(&dump).unwrap();
+            let there = &dump[0]["collections"][0];
+            let got = there["records"].as_array().unwrap();
+            let mut ids: Vec<&str> = got.iter().map(|r| r["id"].as_str().unwrap()).collect();
+            ids.dedup();
+            let all = [there["count"].as_u64().unwrap(), got.len() as u64, ids.len() as u64];
+            assert_eq!(all, [records; 3], "count, get, ids, and the facts of copy {turn}");
+            assert!(nearest.contains("\"h"), "{nearest}");
+        }
         counts.push(records);
     }
     counts.dedup();
@@ -99,4 +110,26 @@ fn every_copy_under_writers_that_never_rest_is_of_one_moment() {
     let end = said.next().unwrap().unwrap();
     assert!(hammer.wait().unwrap().success());
     assert!(end.starts_with("turns=") && end.ends_with("failed=0"), "a client of the server noticed: {end}");
+}
+
+/// Held between the vectors and the list of them, a server has them in a state that no server opens. The times tell.
+#[test]
+fn vectors_that_were_being_written_fail_the_copy_and_old_ones_only_warn() {
+    let lab = Lab::new();
+    let volume = lab.volume("chroma");
+    let server = lab.chroma(CHROMA, "chroma", Some(&volume), None);
+    lab.await_chroma(&server);
+    lab.chroma_py(&server, &["seed"]);
+    lab.ok(&["stop", &server]);
+    let data = lab.ok(&["volume", "inspect", "-f", "{{.Mountpoint}}", &volume]);
+    let touch = |time: &str| {
+        sh(&format!("f=$(ls '{}'/*/length.bin | head -n 1); touch -d '{time}' \"$f\"", data.trim()))
+    };
+    let home = Home::new().source("chroma", &source("chromadb", &server, "")).ready();
+    touch("now");
+    home.tars(&["backup"]).expect(1).says("was writing the vectors in");
+    sh(&format!("touch -d '2 hours ago' '{}'/*/index_metadata.pickle", data.trim()));
+    touch("1 hour ago");
+    home.tars(&["backup"]).expect(0).says("ask the server whether it can still read them");
+    home.tars(&["verify", "--deep", "--latest"]).expect(0);
 }
