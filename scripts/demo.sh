@@ -197,6 +197,15 @@ rows=$(count notes.sqlite3)
 echo "rows: $rows, which must lie between $before and $after"
 if [ "$rows" -lt "$before" ] || [ "$rows" -gt "$after" ]; then die "the database is not of that time"; fi
 
+step "Destroy it, and bring it back"
+show "rm -rf home/documents home/notes.sqlite3*"
+show "tars-backup --config config.toml restore --latest --component documents,notes --dry-run"
+show "tars-backup --config config.toml restore --latest --component documents,notes --yes"
+facts home/documents >facts.restored
+show "diff facts.before facts.restored"
+[ "$(count home/notes.sqlite3)" = "$rows" ] || die "the restored database has other rows"
+if [ "$(find home -name '*tars-restore*')" ]; then die "something was left beside the data"; fi
+
 step "Look for the secrets of the sample in everything that was stored"
 show "tar -xzf nas/daily/*.tar.gz -C out && gunzip -c nas/daily/*.tar.gz >out/whole-archive && cp nas/daily/*.json out/"
 show "find out -path '*/config/*' -type f"

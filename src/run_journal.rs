@@ -152,10 +152,7 @@ impl Pending {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
-            && self.helpers.is_empty()
-            && self.scratch.is_empty()
-            && self.changes.is_empty()
+        self.held.is_empty() && self.helpers.is_empty() && self.scratch.is_empty() && self.changes.is_empty()
     }
 }
 

@@ -15,8 +15,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
 use rusqlite::{Connection, OpenFlags};
+use serde_json::{Map, Value, json};
 use tokio::runtime::Handle;
 
 use crate::archive::compress::Staged;
@@ -468,7 +468,13 @@ fn place_target(
         other => other?,
     };
     let exclude = copy.exclude.clone();
-    Ok(Some(Box::new(TreeTarget { live, what, place: Some(place), inside: inside.map(str::to_owned), exclude })))
+    Ok(Some(Box::new(TreeTarget {
+        live,
+        what,
+        place: Some(place),
+        inside: inside.map(str::to_owned),
+        exclude,
+    })))
 }
 
 /// What a source leaves out.

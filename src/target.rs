@@ -88,10 +88,20 @@ pub trait Target {
     ) -> Result<Vec<String>, SourceError>;
 
     /// What makes it live. Called when nobody writes any more.
-    fn change(&self, context: &Context<'_>, journal: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError>;
+    fn change(
+        &self,
+        context: &Context<'_>,
+        journal: &RunJournal,
+        work: &Work<'_>,
+    ) -> Result<Change, SourceError>;
 
     /// Whether the new data is what is seen where it is used.
-    fn check(&self, context: &Context<'_>, work: &Work<'_>, containers: &[Container]) -> Result<(), SourceError>;
+    fn check(
+        &self,
+        context: &Context<'_>,
+        work: &Work<'_>,
+        containers: &[Container],
+    ) -> Result<(), SourceError>;
 }
 
 /// A directory: of a source, of a bind mount, or of a volume that can be reached directly.
@@ -158,6 +168,7 @@ impl Target for TreeTarget {
             exclude: Exclude::default(),
             own_dirs: Vec::new(),
             cross_mounts: true,
+            mounted: Vec::new(),
             allow_empty: true,
         };
         let found = tree::inventory(&self.live, &rules, context.cancel)?.report;
@@ -212,7 +223,12 @@ impl Target for TreeTarget {
 
     /// A container that was not stopped in time still has the old tree, although the engine shows the new one. What its
     /// own process sees tells.
-    fn check(&self, context: &Context<'_>, _: &Work<'_>, containers: &[Container]) -> Result<(), SourceError> {
+    fn check(
+        &self,
+        context: &Context<'_>,
+        _: &Work<'_>,
+        containers: &[Container],
+    ) -> Result<(), SourceError> {
         let Some(place) = &self.place else { return Ok(()) };
         let docker = context.docker()?;
         let live = std::fs::metadata(&self.live)
@@ -249,19 +265,16 @@ impl SqliteTarget {
 
     fn write(&self, context: &Context<'_>, work: &Work<'_>, to: &Path) -> Result<(), SourceError> {
         let put = |source| SourceError::Place { path: to.to_owned(), source };
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(to)
-            .map_err(put)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(put)?;
         work.open(work.member(".sqlite3")?, |body| {
             let mut buffer = vec![0; 1 << 20];
             loop {
                 context.cancel.check()?;
-                let n = body
-                    .read(&mut buffer)
-                    .map_err(|source| SourceError::Read { what: "the database in the archive".into(), source })?;
+                let n = body.read(&mut buffer).map_err(|source| SourceError::Read {
+                    what: "the database in the archive".into(),
+                    source,
+                })?;
                 if n == 0 {
                     return Ok(());
                 }
@@ -323,7 +336,12 @@ impl Target for SqliteTarget {
         Ok(Vec::new())
     }
 
-    fn change(&self, context: &Context<'_>, journal: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
+    fn change(
+        &self,
+        context: &Context<'_>,
+        journal: &RunJournal,
+        work: &Work<'_>,
+    ) -> Result<Change, SourceError> {
         let new = self.beside(work, "");
         if self.existing(context)? == Existing::Nothing {
             return Ok(Change::Sqlite { live: self.live.clone(), new, old: None });

@@ -13,9 +13,14 @@ use support::{Home, describe, make_odd, sh};
 /// Two directories and a database, backed up once.
 fn with_three() -> Home {
     let home = Home::new().documents();
-    sh(&format!("mkdir -p '{0}/cache/deep'; echo b > '{0}/b.txt'; echo c > '{0}/cache/deep/c'", home.at("more")));
+    sh(&format!(
+        "mkdir -p '{0}/cache/deep'; echo b > '{0}/b.txt'; echo c > '{0}/cache/deep/c'",
+        home.at("more")
+    ));
     let (more, db) = (home.at("more"), home.at("app.sqlite3"));
-    sh(&format!("sqlite3 '{db}' 'CREATE TABLE t(v); INSERT INTO t VALUES (1),(2)'; chmod 640 '{db}'; chown 12:34 '{db}'"));
+    sh(&format!(
+        "sqlite3 '{db}' 'CREATE TABLE t(v); INSERT INTO t VALUES (1),(2)'; chmod 640 '{db}'; chown 12:34 '{db}'"
+    ));
     let home = home
         .source("more", &format!("type = \"directory\"\npath = \"{more}\"\nexclude = [\"cache\"]"))
         .source("app", &format!("type = \"sqlite\"\npath = \"{db}\""))
@@ -38,7 +43,8 @@ fn rows(path: &str) -> String {
 
 /// Everything that a restore could touch.
 fn state(home: &Home) -> String {
-    ["docs", "more"].iter().map(|d| describe(&home.path(d))).collect::<String>() + &rows(&home.at("app.sqlite3"))
+    ["docs", "more"].iter().map(|d| describe(&home.path(d))).collect::<String>()
+        + &rows(&home.at("app.sqlite3"))
 }
 
 /// Nothing of a restore lies beside the data.
@@ -62,7 +68,11 @@ fn an_odd_tree_comes_back_as_it_was() {
     let before = describe(&home.path("docs"));
     let attributes = format!("cd '{path}' && getfattr -dhR -m - . 2>/dev/null; getfacl -Rnp .");
     let attributes_before = sh(&attributes);
-    for ruin in ["rm -rf docs", "find docs -mindepth 1 -delete; chmod 700 docs", "echo x > docs/plain; mkdir docs/fresh"] {
+    for ruin in [
+        "rm -rf docs",
+        "find docs -mindepth 1 -delete; chmod 700 docs",
+        "echo x > docs/plain; mkdir docs/fresh",
+    ] {
         sh(&format!("cd '{}'; {ruin}", home.root().display()));
         home.tars(&["restore", "--latest", "--yes"]).expect(0).says("restored documents");
         assert_eq!(describe(&home.path("docs")), before, "after {ruin}");
@@ -97,7 +107,9 @@ fn what_the_source_leaves_out_stays_and_only_what_is_asked_for_changes() {
     let saved = sh(&format!("ls '{}' | grep -c manifest.json", home.at("state/pre-restore")));
     assert_eq!(saved, "3\n");
     assert_eq!(home.committed().len(), 1);
-    home.tars(&["restore", "--latest", "--yes", "--component", "nothing"]).expect(64).says("it has: app, documents, more");
+    home.tars(&["restore", "--latest", "--yes", "--component", "nothing"])
+        .expect(64)
+        .says("it has: app, documents, more");
 }
 
 #[test]
@@ -137,7 +149,9 @@ fn an_application_sees_the_new_rows_or_stops_the_restore() {
     for (mode, code) in [("DELETE", 0), ("WAL", 1)] {
         let home = Home::new();
         let db = home.at("app.sqlite3");
-        sh(&format!("sqlite3 '{db}' 'PRAGMA journal_mode={mode}; CREATE TABLE t(v); INSERT INTO t VALUES (1)'"));
+        sh(&format!(
+            "sqlite3 '{db}' 'PRAGMA journal_mode={mode}; CREATE TABLE t(v); INSERT INTO t VALUES (1)'"
+        ));
         let home = home.source("app", &format!("type = \"sqlite\"\npath = \"{db}\"")).ready();
         home.backup(0);
         let script = format!(
@@ -209,7 +223,10 @@ fn a_damaged_copy_means_the_next_store_and_damage_everywhere_means_nothing() {
 
 #[test]
 fn a_partial_backup_needs_a_word() {
-    let home = Home::new().documents().source("bad", "type = \"command\"\ncommand = [\"false\"]\ncritical = true").ready();
+    let home = Home::new()
+        .documents()
+        .source("bad", "type = \"command\"\ncommand = [\"false\"]\ncritical = true")
+        .ready();
     home.backup(2);
     let name = home.only();
     std::fs::remove_file(home.path("docs/a.txt")).unwrap();
@@ -246,7 +263,9 @@ fn a_full_or_read_only_disk_leaves_the_old_data() {
             "mount point" => home.at("disk"),
             _ => home.at("disk/docs"),
         };
-        sh(&format!("mkdir -p '{docs}/sub'; head -c 8000000 /dev/urandom > '{docs}/sub/noise'; echo a > '{docs}/a'"));
+        sh(&format!(
+            "mkdir -p '{docs}/sub'; head -c 8000000 /dev/urandom > '{docs}/sub/noise'; echo a > '{docs}/a'"
+        ));
         let home = home.source("documents", &format!("type = \"directory\"\npath = \"{docs}\"")).ready();
         home.backup(0);
         sh(&format!("echo changed > '{docs}/a'; echo more > '{docs}/more'"));
@@ -275,7 +294,9 @@ fn a_full_or_read_only_disk_leaves_the_old_data() {
 fn killed_at(home: &Home, lines: usize) -> bool {
     let mut run = home.command(&["restore", "--latest", "--yes", "--no-safety-backup"]);
     // The guardian would be faster than us.
-    run.env("TARS_BACKUP_GUARDIAN", "no").stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    run.env("TARS_BACKUP_GUARDIAN", "no")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
     let mut child = run.spawn().unwrap();
     let journal = home.path("state/run.journal");
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -308,7 +329,11 @@ fn killed_at_any_step_each_component_is_wholly_old_or_wholly_new() {
     };
     let new = |part: &str| match part {
         "app" => rows(&home.at("app.sqlite3")) == "1,2\n",
-        "docs" => !home.path("docs/new").exists() && home.path("docs/f1").exists() && home.path("docs/f300").exists(),
+        "docs" => {
+            !home.path("docs/new").exists()
+                && home.path("docs/f1").exists()
+                && home.path("docs/f300").exists()
+        }
         _ => std::fs::read_to_string(home.path("more/b.txt")).unwrap() == "b\n",
     };
     let mut kills = 0;

@@ -54,6 +54,7 @@ fn unpack_into(tar: &[u8], into: &Path) -> Unpacked {
 
 fn packed(root: &Path) -> (Vec<u8>, tree::TreeReport) {
     let rules = TreeRules {
+        mounted: Vec::new(),
         exclude: Exclude::default(),
         own_dirs: Vec::new(),
         cross_mounts: false,

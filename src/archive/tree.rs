@@ -278,7 +278,8 @@ pub fn left_out(root: &Path, exclude: &Exclude, cancel: &Cancel) -> Result<Vec<P
                 found.push(below);
             } else if kind.is_dir() {
                 waiting.push(below);
-            } else if !kind.is_file() && !kind.is_symlink() && !std::os::unix::fs::FileTypeExt::is_fifo(&kind) {
+            } else if !kind.is_file() && !kind.is_symlink() && !std::os::unix::fs::FileTypeExt::is_fifo(&kind)
+            {
                 found.push(below);
             }
         }

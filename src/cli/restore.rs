@@ -29,7 +29,11 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
     };
     if !args.yes && !args.dry_run && !elsewhere && !std::io::stdin().is_terminal() {
         let hint = "look first with --dry-run, then again with --yes".to_owned();
-        return Err(Failed::text(Exit::Usage, "nobody is there to confirm what will be replaced", Some(hint)));
+        return Err(Failed::text(
+            Exit::Usage,
+            "nobody is there to confirm what will be replaced",
+            Some(hint),
+        ));
     }
     let owner = match &setup {
         // The safety copy says who made it.
@@ -84,8 +88,8 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
                 text::print(&line).map_err(Failed::output)?;
                 return Ok(Exit::Ok);
             }
-            let outcome =
-                restore::write_to(&fetched, &chosen, to, &request, &world).map_err(|e| failed(&session, &e))?;
+            let outcome = restore::write_to(&fetched, &chosen, to, &request, &world)
+                .map_err(|e| failed(&session, &e))?;
             finish(global, &session, &outcome)
         }
     }
@@ -127,7 +131,11 @@ fn fetch(
         .map_err(|e| failed(session, &RestoreError::from(e)))
 }
 
-fn copies<'a>(session: &Session, args: &RestoreArgs, setup: Option<&'a Setup>) -> Result<Vec<Found<'a>>, Failed> {
+fn copies<'a>(
+    session: &Session,
+    args: &RestoreArgs,
+    setup: Option<&'a Setup>,
+) -> Result<Vec<Found<'a>>, Failed> {
     let wrong = |e: &FindError| {
         let usage = matches!(e, FindError::Name(_) | FindError::NoStore(_));
         session.failed(if usage { Exit::Usage } else { Exit::Failed }, e)

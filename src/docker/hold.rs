@@ -217,8 +217,7 @@ impl<'a> Holds<'a> {
     ) -> Result<Hold<'_>, HoldError> {
         let devices = docker.devices()?;
         let own_cancel = cancel.child();
-        let (number, wanted, fresh) =
-            self.reserve(docker, place, &devices, whom, how, limit, &own_cancel)?;
+        let (number, wanted, fresh) = self.reserve(docker, place, &devices, whom, how, limit, &own_cancel)?;
         let mut hold = Hold {
             holds: self,
             number,
@@ -245,6 +244,7 @@ impl<'a> Holds<'a> {
         Ok(hold)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all of them are what one hold is about")]
     /// Enters a new hold into the table, once nobody is in the way; what is to be held, and what of it is not yet.
     fn reserve(
         &self,
@@ -324,8 +324,9 @@ impl<'a> Holds<'a> {
             // Its time was up before it began; the caller sees that.
             _ => return Ok(()),
         }
-        let known =
-            self.begin(Some(docker)).and_then(|()| Ok(self.journal.record(&Step::Hold(container.to_held(how)))?));
+        let known = self
+            .begin(Some(docker))
+            .and_then(|()| Ok(self.journal.record(&Step::Hold(container.to_held(how)))?));
         if known.is_err() {
             self.enter(&container.id, Phase::Reserved);
             return known;

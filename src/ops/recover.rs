@@ -35,9 +35,14 @@ pub fn pending(dirs: &Dirs) -> Vec<String> {
         Err(e) => vec![chain(&e)],
         Ok(pending) => {
             let changes = pending.changes.iter().map(|c| {
-                format!("the restore of {} was {}", c.component, if c.committed { "not cleared up" } else { "broken off" })
+                format!(
+                    "the restore of {} was {}",
+                    c.component,
+                    if c.committed { "not cleared up" } else { "broken off" }
+                )
             });
-            let scratch = pending.scratch.iter().map(|(_, p)| format!("{} was left by a restore", p.display()));
+            let scratch =
+                pending.scratch.iter().map(|(_, p)| format!("{} was left by a restore", p.display()));
             let held = pending.held.iter().map(|h| format!("{} is held by a killed run", h.name));
             let helpers = pending.helpers.iter().map(|h| format!("{} was made by a killed run", h.name));
             changes.chain(scratch).chain(held).chain(helpers).collect()
@@ -202,7 +207,8 @@ fn settle_all(
                 settled.push(&c.component);
             }
             Err(e) => {
-                let text = format!("the restore of {} could not be settled: {}{}", c.component, chain(&e), hint(&e));
+                let text =
+                    format!("the restore of {} could not be settled: {}{}", c.component, chain(&e), hint(&e));
                 leave(done, monitor, text);
             }
         }

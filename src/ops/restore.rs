@@ -77,7 +77,9 @@ impl Hint for RestoreError {
             Self::Partial { .. } => {
                 "choose another backup (tars-backup list), or take what there is with --allow-partial".into()
             }
-            Self::Nothing => "leave out --component and --skip, or see what is in it: tars-backup show".into(),
+            Self::Nothing => {
+                "leave out --component and --skip, or see what is in it: tars-backup show".into()
+            }
             Self::Space { path, .. } => format!("make room: df -h {}", path.display()),
             _ => return None,
         })
@@ -95,7 +97,7 @@ pub struct Chosen<'a> {
 pub fn choose<'a>(manifest: &'a Manifest, request: &Request) -> Result<Vec<Chosen<'a>>, RestoreError> {
     let backup = manifest.backup_name.to_string();
     for name in request.components.iter().chain(&request.skip) {
-        if !manifest.details.get(name).is_some_and(|c| !c.members.is_empty()) {
+        if manifest.details.get(name).is_none_or(|c| c.members.is_empty()) {
             let known: Vec<&str> = manifest.whole().map(|(n, _)| n).collect();
             return Err(RestoreError::NoComponent { name: name.clone(), backup, known: known.join(", ") });
         }
@@ -242,7 +244,10 @@ impl<'a> Restore<'a> {
         self.chosen.iter().map(|chosen| Ok(Part { chosen, action: self.action(chosen)? })).collect()
     }
 
-    fn action(&self, chosen: &Chosen<'_>) -> Result<Result<Action<'_>, (String, Option<String>)>, RestoreError> {
+    fn action(
+        &self,
+        chosen: &Chosen<'_>,
+    ) -> Result<Result<Action<'_>, (String, Option<String>)>, RestoreError> {
         let cannot = |why: String, hint: &str| Ok(Err((why, Some(hint.to_owned()))));
         let elsewhere = "restore it elsewhere with --to DIR, then follow RESTORE.md";
         let found = self.setup.sources.iter().find(|s| s.name.as_str() == chosen.name);
@@ -250,7 +255,8 @@ impl<'a> Restore<'a> {
             return cannot("the configuration has no source of that name".into(), elsewhere);
         };
         if *kind != chosen.component.kind {
-            let why = format!("it was a source of type {}, and is one of type {kind} now", chosen.component.kind);
+            let why =
+                format!("it was a source of type {}, and is one of type {kind} now", chosen.component.kind);
             return cannot(why, elsewhere);
         }
         let context = self.context();
@@ -258,7 +264,10 @@ impl<'a> Restore<'a> {
         if !references.is_empty() {
             return match self.request.restore_config {
                 true => Ok(Ok(Action::Refer(references))),
-                false => cannot("configuration is left alone".into(), "put references beside it with --restore-config"),
+                false => cannot(
+                    "configuration is left alone".into(),
+                    "put references beside it with --restore-config",
+                ),
             };
         }
         let ready = source.target(&context).and_then(|target| {
@@ -309,7 +318,8 @@ impl<'a> Restore<'a> {
             match part.action {
                 Err((problem, hint)) => (line.problem, line.hint) = (Some(problem), hint),
                 Ok(Action::Refer(files)) => {
-                    let names: Vec<String> = files.iter().map(|(_, p)| reference(p).display().to_string()).collect();
+                    let names: Vec<String> =
+                        files.iter().map(|(_, p)| reference(p).display().to_string()).collect();
                     line.target = Some(names.join(", "));
                 }
                 Ok(Action::Put(target)) => {
@@ -335,10 +345,16 @@ impl<'a> Restore<'a> {
     /// Does it. The guard proves that nobody else runs.
     pub fn run(&self, guard: &RunGuard) -> Result<RestoreOutcome, RestoreError> {
         let backup = self.fetched.manifest.backup_name.to_string();
-        self.world.monitor.event(Event::new(What::RestoreStarted, format!("Restore of {backup} started")).backup(&backup));
+        self.world
+            .monitor
+            .event(Event::new(What::RestoreStarted, format!("Restore of {backup} started")).backup(&backup));
         let parts = self.parts()?;
-        let put: Vec<&str> =
-            parts.iter().filter(|p| matches!(p.action, Ok(Action::Put(_)))).map(|p| p.chosen.name).collect();
+        // Where nothing is, there is nothing to save.
+        let saved = |p: &&Part<'_>| match &p.action {
+            Ok(Action::Put(target)) => !matches!(target.existing(&self.context()), Ok(Existing::Nothing)),
+            _ => false,
+        };
+        let put: Vec<&str> = parts.iter().filter(saved).map(|p| p.chosen.name).collect();
         let safety = match self.request.no_safety_backup || put.is_empty() {
             true => safety::Safety::default(),
             false => safety::copy(self.setup, &put, guard, self.world)?,
@@ -368,8 +384,7 @@ impl<'a> Restore<'a> {
                 Err(e) => (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint()),
             },
             Ok(Action::Put(target)) => {
-                let nothing = matches!(target.existing(&self.context()), Ok(Existing::Nothing));
-                let keep_old = safety.lacks(name) && !nothing;
+                let keep_old = safety.lacks(name);
                 match self.put(target.as_ref(), part.chosen, keep_old, &mut outcome) {
                     Ok(()) => outcome.fate = Fate::Restored,
                     Err(SourceError::Interrupted(i)) => return Err(i.into()),

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, place_target, selector, tree_facts,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, place_target, selector,
+    tree_facts,
 };
 use crate::archive::read::walk_tar_watched;
 use crate::archive::tree::{Watch, show_name};

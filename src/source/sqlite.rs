@@ -11,7 +11,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-use super::{Capture, examine_sqlite, CheckError, Context, Kind, Member, Source, SourceError, copy};
+use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, copy, examine_sqlite};
 use crate::config::Section;
 use crate::docker::Limits;
 use crate::id::Name;
@@ -131,7 +131,8 @@ impl Source for Sqlite {
             .map_err(|e| self.error(&e))?;
         self.copy_pages(context, &source, &mut target)?;
         target.close().map_err(|(_, e)| self.error(&e))?;
-        let found = examine_sqlite(&path).map_err(|why| SourceError::bad(self.path.display().to_string(), why))?;
+        let found =
+            examine_sqlite(&path).map_err(|why| SourceError::bad(self.path.display().to_string(), why))?;
 
         let member = format!("{}.sqlite3", self.name);
         let mut out = stage.compressed(&member)?;

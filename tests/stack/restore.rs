@@ -8,7 +8,8 @@ use crate::lab::{Lab, until};
 use crate::support::{Home, sh};
 
 /// A container that appends to a file of its volume and shows what it reads there.
-const SERVICE: &str = "trap 'exit 0' TERM; while :; do cat /data/value > /data/seen; sleep 0.1 & wait $!; done";
+const SERVICE: &str =
+    "trap 'exit 0' TERM; while :; do cat /data/value > /data/seen; sleep 0.1 & wait $!; done";
 
 struct Stack {
     lab: Lab,
@@ -31,7 +32,10 @@ fn stack() -> Stack {
 
 impl Stack {
     fn home(&self, more: &str) -> Home {
-        let home = Home::new().source("data", &format!("type = \"volume\"\nvolume = {:?}\nexclude = [\"seen\"]\n{more}", self.volume));
+        let home = Home::new().source(
+            "data",
+            &format!("type = \"volume\"\nvolume = {:?}\nexclude = [\"seen\"]\n{more}", self.volume),
+        );
         let home = home.ready();
         home.backup(0);
         home
@@ -84,7 +88,10 @@ fn a_container_that_does_not_run_with_the_new_data_gets_the_old_back() {
     let mount = format!("{}:/data", s.volume);
     let wants = "test -e /data/needed || exit 3; exec sleep infinity";
     let one = s.lab.container(&["run", "-d"], "picky", &["-v", &mount, "redis:7-alpine", "sh", "-c", wants]);
-    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("does not run with the new data").says("old data");
+    home.tars(&["restore", "--latest", "--yes"])
+        .expect(1)
+        .says("does not run with the new data")
+        .says("old data");
     assert_eq!(s.value(&one), "after\n");
     assert_eq!(s.value(&s.two), "after\n");
     assert_clean(&home, &s.data());
@@ -114,14 +121,29 @@ fn a_bind_mount_and_a_volume_that_is_a_directory_come_back() {
     let lab = Lab::new();
     let home = Home::new();
     let (bind, device) = (home.at("bind"), home.at("device"));
-    sh(&format!("mkdir -p '{bind}' '{device}'; echo before > '{bind}/value'; echo before > '{device}/value'"));
+    sh(&format!(
+        "mkdir -p '{bind}' '{device}'; echo before > '{bind}/value'; echo before > '{device}/value'"
+    ));
     let volume = lab.volume("plain");
     lab.ok(&["volume", "rm", &volume]);
     let options = format!("device={device}");
-    lab.ok(&["volume", "create", "--label", "tars-lab=test", "--opt", "type=none", "--opt", "o=bind", "--opt", &options, &volume]);
+    lab.ok(&[
+        "volume",
+        "create",
+        "--label",
+        "tars-lab=test",
+        "--opt",
+        "type=none",
+        "--opt",
+        "o=bind",
+        "--opt",
+        &options,
+        &volume,
+    ]);
     let a = format!("{bind}:/bind");
     let b = format!("{volume}:/device");
-    let one = lab.container(&["run", "-d"], "one", &["-v", &a, "-v", &b, "redis:7-alpine", "sleep", "infinity"]);
+    let one =
+        lab.container(&["run", "-d"], "one", &["-v", &a, "-v", &b, "redis:7-alpine", "sleep", "infinity"]);
     let path = |p: &str| format!("type = \"volume\"\ncontainer = {one:?}\npath = \"{p}\"");
     let home = home.source("bind", &path("/bind")).source("device", &path("/device")).ready();
     home.backup(0);

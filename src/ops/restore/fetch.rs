@@ -21,6 +21,7 @@ use crate::hint::{Hint, chain};
 use crate::manifest::Manifest;
 use crate::ops::World;
 use crate::ops::find::Found;
+use crate::ops::recover::remove_any;
 use crate::source::SourceError;
 use crate::staging::RunDir;
 use crate::store::StoreError;
@@ -170,7 +171,7 @@ fn compare(manifest: &Manifest, sums: &[(String, String)]) -> Result<(), String>
 fn clear(dir: &Path) -> Result<(), FetchError> {
     let failed = |source| FetchError::Write { path: dir.to_owned(), source };
     for entry in std::fs::read_dir(dir).map_err(failed)? {
-        super::super::recover::remove_any(&entry.map_err(failed)?.path()).map_err(failed)?;
+        remove_any(&entry.map_err(failed)?.path()).map_err(failed)?;
     }
     Ok(())
 }
@@ -182,8 +183,9 @@ fn member(
     dir: &Path,
     sums: &mut Vec<(String, String)>,
 ) -> Result<(), FetchError> {
-    let hostile =
-        || FetchError::NoGoodCopy(format!("it holds {}, which is no plain file of it", show_name(&entry.path)));
+    let hostile = || {
+        FetchError::NoGoodCopy(format!("it holds {}, which is no plain file of it", show_name(&entry.path)))
+    };
     let path = std::str::from_utf8(&entry.path).map_err(|_| hostile())?;
     if entry.kind == Kind::Directory {
         return Ok(());
@@ -195,11 +197,7 @@ fn member(
     }
     let target = dir.join(inside);
     let failed = |source| FetchError::Write { path: target.clone(), source };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(target.parent().unwrap_or(dir))
-        .map_err(failed)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(target.parent().unwrap_or(dir)).map_err(failed)?;
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(failed)?;
     let mut hasher = Sha256::new();
