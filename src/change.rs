@@ -254,6 +254,7 @@ impl Change {
 
     /// Gives the old data a name that a person finds, instead of removing it; None when there was none.
     pub fn keep(&self, id: &str) -> Result<Option<PathBuf>, ChangeError> {
+        // Called again after a kill, it finds that it was done.
         let named = |live: &Path| {
             let mut name = live.file_name().unwrap_or_default().to_owned();
             name.push(format!(".before-{id}"));
@@ -272,8 +273,10 @@ impl Change {
             remove_file(&old.join(HALF))?;
             remove(&root.join(NEW))?;
         }
-        rustix::fs::renameat_with(CWD, &old, CWD, &to, RenameFlags::NOREPLACE)
-            .map_err(errno("keep the old data in", &to))?;
+        if look(&old)?.is_some() {
+            rustix::fs::renameat_with(CWD, &old, CWD, &to, RenameFlags::NOREPLACE)
+                .map_err(errno("keep the old data in", &to))?;
+        }
         Ok(Some(to))
     }
 }
@@ -647,8 +650,8 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let at = |name: &str| dir.path().join(name);
             drop(database(&at("new"), "new", "DELETE"));
-            drop(database(&at("old"), "old", "DELETE"));
             let application = database(&at("live"), "old", mode);
+            copy_database(&at("live"), &at("old")).unwrap();
             let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
             match (mode, change.apply()) {
                 ("DELETE", outcome) => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::change::Change;
+use crate::change::{Change, ChangeError};
 use crate::hint::Hint;
 
 const FILE: &str = "run.journal";
@@ -90,8 +90,9 @@ pub enum Step {
     Scratch { component: String, path: PathBuf },
     /// Live data is going to be changed.
     Change { component: String, change: Change },
-    /// The change is good: from here on it is finished, and not undone any more.
-    Committed { component: String },
+    /// The change is good: from here on it is finished, and not undone any more. `keep`: the old data is saved nowhere
+    /// else, and gets a name with this in it.
+    Committed { component: String, keep: Option<String> },
     /// The change is finished or undone, and nothing of it is left.
     Settled { component: String },
 }
@@ -115,6 +116,18 @@ pub struct PendingChange {
     pub component: String,
     pub change: Change,
     pub committed: bool,
+    /// Set when the old data must not be removed, see `Step::Committed`.
+    pub keep: Option<String>,
+}
+
+impl PendingChange {
+    /// Brings a change that was committed to its end.
+    pub fn finish(&self) -> Result<(), ChangeError> {
+        match &self.keep {
+            Some(id) => self.change.keep(id).map(|_| ()),
+            None => self.change.finish(),
+        }
+    }
 }
 
 impl Pending {
@@ -135,11 +148,12 @@ impl Pending {
                 Step::Change { component, change } => {
                     // What lay beside is part of the change now, and may be the old data.
                     pending.scratch.retain(|(c, _)| *c != component);
-                    pending.changes.push(PendingChange { component, change, committed: false });
+                    pending.changes.push(PendingChange { component, change, committed: false, keep: None });
                 }
-                Step::Committed { component } => {
+                Step::Committed { component, keep } => {
                     for change in pending.changes.iter_mut().filter(|c| c.component == component) {
                         change.committed = true;
+                        change.keep.clone_from(&keep);
                     }
                 }
                 Step::Settled { component } => {
@@ -331,8 +345,9 @@ mod tests {
         steps.push(Step::Change { component: component(), change });
         let pending = Pending::of(steps.clone());
         assert!(pending.scratch.is_empty() && !pending.changes[0].committed);
-        steps.push(Step::Committed { component: component() });
-        assert!(Pending::of(steps.clone()).changes[0].committed);
+        steps.push(Step::Committed { component: component(), keep: Some("id".into()) });
+        let committed = &Pending::of(steps.clone()).changes[0];
+        assert!(committed.committed && committed.keep.as_deref() == Some("id"));
         steps.push(Step::Settled { component: component() });
         assert!(Pending::of(steps).is_empty());
     }

@@ -650,6 +650,13 @@ impl Hold<'_> {
         Ok(())
     }
 
+    /// Leaves the containers as they are: nobody may use their data now. The journal has them for recover.
+    pub fn abandon(mut self, why: &str) {
+        self.over = true;
+        let names = self.names().join(", ");
+        self.holds.leave(format!("{names}: stopped, because {why}; run: tars-backup recover"));
+    }
+
     /// Lets the containers run, whatever became of them meanwhile.
     pub fn end(mut self) {
         self.over = true;

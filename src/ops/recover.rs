@@ -196,7 +196,7 @@ fn settle_all(
     let mut settled: Vec<&str> = Vec::new();
     for c in pending.changes.iter().rev() {
         let (outcome, verb) = match c.committed {
-            true => (c.change.finish(), "finished"),
+            true => (c.finish(), "finished"),
             false => (c.change.undo(), "undone: the old data is back"),
         };
         match outcome {

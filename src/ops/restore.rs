@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::World;
 use super::backup::{connect_if, context, holds, own_dirs_of};
 use super::find::Found;
-use crate::cancel::Interrupted;
+use crate::cancel::{Cancel, Interrupted};
 use crate::docker::hold::{Hold, Holds};
 use crate::docker::{Docker, DockerError};
 use crate::hint::{Hint, chain};
@@ -359,13 +359,21 @@ impl<'a> Restore<'a> {
             true => safety::Safety::default(),
             false => safety::copy(self.setup, &put, guard, self.world)?,
         };
-        let mut components = Vec::new();
-        for part in &parts {
-            self.world.cancel.check()?;
-            components.push(self.one(part, &safety)?);
+        let components: Result<Vec<_>, RestoreError> = parts
+            .iter()
+            .map(|part| {
+                self.world.cancel.check()?;
+                self.one(part, &safety)
+            })
+            .collect();
+        if components.is_err() {
+            // What the interrupt left beside live data goes now, and not when somebody looks after us.
+            let world = self.world;
+            let dirs = self.setup.agent.dirs();
+            super::recover::recover(&dirs, guard, world.runtime, &Cancel::default(), world.monitor)?;
         }
         let left_held = self.holds.finish();
-        Ok(RestoreOutcome { backup, components, safety_copy: safety.archive, left_held })
+        Ok(RestoreOutcome { backup, components: components?, safety_copy: safety.archive, left_held })
     }
 
     fn one(&self, part: &Part<'_>, safety: &safety::Safety) -> Result<ComponentOutcome, RestoreError> {
@@ -487,16 +495,25 @@ impl<'a> Restore<'a> {
                 end(hold);
                 return Err(e);
             }
-            if let Some(hold) = &hold {
-                hold.stop()?;
+            let undone = (|| -> Result<(), SourceError> {
+                if let Some(hold) = &hold {
+                    hold.stop()?;
+                }
+                Ok(change.undo()?)
+            })();
+            if let Err(worse) = undone {
+                // The journal still has it, and recover tries again; until then nobody may use that data.
+                if let Some(hold) = hold {
+                    hold.abandon(&format!("the old data could not be brought back: {}", chain(&worse)));
+                }
+                return Err(worse);
             }
-            // If this fails too, the journal still has it, and recover tries again.
-            change.undo()?;
             journal.record(&Step::Settled { component: component() })?;
             end(hold);
             return Err(e);
         }
-        journal.record(&Step::Committed { component: component() })?;
+        let keep = keep_old.then(|| work.id.to_owned());
+        journal.record(&Step::Committed { component: component(), keep })?;
         match keep_old {
             true => outcome.warnings.extend(change.keep(work.id)?.map(|old| {
                 format!(
