@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::tarfile::{Kind, Meta, SparseMap, TarWriter};
 use crate::cancel::{Cancel, Interrupted};
-use crate::format::tarwalk::Mtime;
+use crate::format::tarwalk::{self, Mtime};
 use crate::progress::Monitor;
 
 /// How a tree is read.
@@ -190,6 +190,8 @@ pub struct TreeReport {
     pub unreadable: Tally,
     pub changed: Tally,
     pub skipped: Tally,
+    /// Entries whose extended attributes could not be read, or are more than a tar header takes.
+    pub attributes: Tally,
 }
 
 impl TreeReport {
@@ -198,6 +200,7 @@ impl TreeReport {
             self.vanished.sentence("vanished while being read"),
             self.changed.sentence("changed size while being read"),
             self.skipped.sentence("not archived, sockets and devices"),
+            self.attributes.sentence("extended attributes not archived, or not all of them"),
         ]
         .into_iter()
         .flatten()
@@ -300,7 +303,13 @@ struct Found<'a> {
 /// What to do with each entry.
 trait Visit {
     /// A directory, already open. The root has an empty relative path.
-    fn directory(&mut self, fd: BorrowedFd<'_>, relative: &[u8], stat: &Stat) -> Result<(), TreeError>;
+    fn directory(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        relative: &[u8],
+        stat: &Stat,
+        report: &mut TreeReport,
+    ) -> Result<(), TreeError>;
     /// Anything else. An error of reading goes into the report; only writing and the signal end the walk.
     fn other(&mut self, found: &Found<'_>, report: &mut TreeReport) -> Result<(), TreeError>;
     fn entries(&self) -> u64;
@@ -380,7 +389,7 @@ fn walk(
         .collect();
 
     let mut report = TreeReport { directories: 1, ..TreeReport::default() };
-    visit.directory(top.as_fd(), b"", &top_stat)?;
+    visit.directory(top.as_fd(), b"", &top_stat, &mut report)?;
     let names = list(top.as_fd()).map_err(fail_root)?;
     let mut seen = 0u64;
     let mut path: Vec<u8> = Vec::new();
@@ -418,7 +427,7 @@ fn walk(
                 report.directories += 1;
                 let fd = rustix::fs::openat(&level.fd, &name, flags | OFlags::NOFOLLOW, Mode::empty());
                 match fd {
-                    Ok(fd) => visit.directory(fd.as_fd(), &path, &stat)?,
+                    Ok(fd) => visit.directory(fd.as_fd(), &path, &stat, &mut report)?,
                     Err(e) => report.unreadable.add(&path, Some(&e.to_string())),
                 }
             }
@@ -442,7 +451,7 @@ fn walk(
         match opened {
             Ok((names, stat, fd)) => {
                 report.directories += 1;
-                visit.directory(fd.as_fd(), &path, &stat)?;
+                visit.directory(fd.as_fd(), &path, &stat, &mut report)?;
                 levels.push(Level { fd, names, path_len: path.len() });
             }
             // ENOTDIR, ELOOP: it became something else between two looks, which is as gone as gone.
@@ -512,9 +521,15 @@ pub(super) fn member(relative: &[u8]) -> Vec<u8> {
 }
 
 impl<W: Write> Visit for Packer<'_, W> {
-    fn directory(&mut self, fd: BorrowedFd<'_>, relative: &[u8], stat: &Stat) -> Result<(), TreeError> {
+    fn directory(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        relative: &[u8],
+        stat: &Stat,
+        report: &mut TreeReport,
+    ) -> Result<(), TreeError> {
         let path = member(relative);
-        let xattrs = xattrs_of(fd);
+        let xattrs = xattrs_of(fd).told(relative, report);
         self.tar.entry(&meta(&path, Kind::Directory, stat, None, &xattrs)).map_err(TreeError::Write)
     }
 
@@ -532,7 +547,7 @@ impl<W: Write> Visit for Packer<'_, W> {
             FileType::Symlink => self.symlink(found, &path, report)?,
             FileType::Fifo => {
                 report.fifos += 1;
-                let xattrs = xattrs_beside(found.parent, found.name);
+                let xattrs = xattrs_beside(found.parent, found.name).told(found.relative, report);
                 self.tar
                     .entry(&meta(&path, Kind::Fifo, &found.stat, None, &xattrs))
                     .map_err(TreeError::Write)?;
@@ -564,7 +579,7 @@ impl<W: Write> Packer<'_, W> {
         match rustix::fs::readlinkat(found.parent, found.name, Vec::new()) {
             Ok(target) => {
                 report.symlinks += 1;
-                let xattrs = xattrs_beside(found.parent, found.name);
+                let xattrs = xattrs_beside(found.parent, found.name).told(found.relative, report);
                 let m = meta(path, Kind::Symlink, &found.stat, Some(target.as_bytes()), &xattrs);
                 self.tar.entry(&m).map_err(TreeError::Write)?;
                 Ok(true)
@@ -598,7 +613,7 @@ impl<W: Write> Packer<'_, W> {
             }
         };
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let xattrs = xattrs_of(file.as_fd());
+        let xattrs = xattrs_of(file.as_fd()).told(found.relative, report);
         let m = meta(path, Kind::File, &stat, None, &xattrs);
         report.files += 1;
         report.bytes += size;
@@ -736,7 +751,8 @@ fn data_map(fd: BorrowedFd<'_>, size: u64) -> Option<SparseMap> {
             Err(_) => return None,
         };
         let end = rustix::fs::seek(fd, SeekFrom::Hole(start)).ok()?.min(size);
-        if end <= start {
+        // So many pieces that readers of a sparse file give up: then its holes are stored as zeros.
+        if end <= start || extents.len() + 1 >= tarwalk::MAX_EXTENTS {
             return None;
         }
         extents.push((start, end - start));
@@ -769,43 +785,78 @@ fn meta<'a>(
 
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Extended attributes, ACLs among them. A file system without them has none.
-fn xattrs_of(fd: BorrowedFd<'_>) -> Xattrs {
-    let mut names = vec![0u8; 1024];
-    let len = match rustix::fs::flistxattr(fd, &mut names[..]) {
-        Ok(n) => n,
-        Err(Errno::RANGE) => {
-            names.resize(64 << 10, 0);
-            rustix::fs::flistxattr(fd, &mut names[..]).unwrap_or(0)
+/// Extended attributes, ACLs among them, and whether some are missing here.
+#[derive(Default)]
+struct Attributes {
+    read: Xattrs,
+    lost: bool,
+}
+
+impl Attributes {
+    fn told(self, path: &[u8], report: &mut TreeReport) -> Xattrs {
+        if self.lost {
+            report.attributes.add(path, None);
         }
-        Err(_) => 0,
-    };
-    collect_xattrs(&names[..len], |name, buffer| rustix::fs::fgetxattr(fd, name, buffer))
+        self.read
+    }
+}
+
+/// Most bytes of names and values of one entry: readers limit the header that they go into.
+const MOST_ATTRIBUTES: usize = 256 << 10;
+/// What the kernel limits the list of names, and one value, to.
+const LARGEST_ATTRIBUTE: usize = 64 << 10;
+
+fn xattrs_of(fd: BorrowedFd<'_>) -> Attributes {
+    collect_xattrs(
+        |names| rustix::fs::flistxattr(fd, names),
+        |name, value| rustix::fs::fgetxattr(fd, name, value),
+    )
 }
 
 /// The same for an entry that cannot be opened for reading (a link, a fifo).
-fn xattrs_beside(parent: BorrowedFd<'_>, name: &CStr) -> Xattrs {
+fn xattrs_beside(parent: BorrowedFd<'_>, name: &CStr) -> Attributes {
     let mut path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd()));
     path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
-    let mut names = vec![0u8; 64 << 10];
-    let len = rustix::fs::llistxattr(&path, &mut names[..]).unwrap_or(0);
-    collect_xattrs(&names[..len], |name, buffer| rustix::fs::lgetxattr(&path, name, buffer))
+    collect_xattrs(
+        |names| rustix::fs::llistxattr(&path, names),
+        |name, value| rustix::fs::lgetxattr(&path, name, value),
+    )
 }
 
-fn collect_xattrs(names: &[u8], get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>) -> Xattrs {
-    let mut out = Vec::new();
-    if names.is_empty() {
-        return out;
-    }
-    let mut value = vec![0u8; 64 << 10];
-    for name in names.split_inclusive(|b| *b == 0) {
+fn collect_xattrs(
+    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+    get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
+) -> Attributes {
+    let mut names = vec![0u8; 1024];
+    let listed = match list(&mut names) {
+        Err(Errno::RANGE) => {
+            names.resize(LARGEST_ATTRIBUTE, 0);
+            list(&mut names)
+        }
+        other => other,
+    };
+    let mut found = Attributes::default();
+    let len = match listed {
+        Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOENT) => return found,
+        Ok(len) => len,
+        Err(_) => return Attributes { lost: true, ..found },
+    };
+    let mut value = vec![0u8; LARGEST_ATTRIBUTE];
+    let mut bytes = 0;
+    for name in names[..len].split_inclusive(|b| *b == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        if let Ok(n) = get(name, &mut value) {
-            out.push((name.to_bytes().to_vec(), value[..n].to_vec()));
+        match get(name, &mut value) {
+            Ok(n) if bytes + n + name.count_bytes() <= MOST_ATTRIBUTES => {
+                bytes += n + name.count_bytes();
+                found.read.push((name.to_bytes().to_vec(), value[..n].to_vec()));
+            }
+            // Removed since it was listed.
+            Err(Errno::NODATA | Errno::NOENT) => {}
+            Ok(_) | Err(_) => found.lost = true,
         }
     }
-    out.sort();
-    out
+    found.read.sort();
+    found
 }
 
 struct Surveyor {
@@ -827,7 +878,13 @@ impl Surveyor {
 }
 
 impl Visit for Surveyor {
-    fn directory(&mut self, _: BorrowedFd<'_>, relative: &[u8], stat: &Stat) -> Result<(), TreeError> {
+    fn directory(
+        &mut self,
+        _: BorrowedFd<'_>,
+        relative: &[u8],
+        stat: &Stat,
+        _: &mut TreeReport,
+    ) -> Result<(), TreeError> {
         self.note(relative, stat);
         Ok(())
     }
@@ -860,10 +917,73 @@ fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
+/// Moves the cursor, breaks the line, or turns the direction of what is read.
+fn misleads(c: char) -> bool {
+    let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
 /// A foreign name for a person: nothing in it can move the cursor or break a line.
 pub fn show_name(name: &[u8]) -> String {
     String::from_utf8_lossy(name)
         .chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .flat_map(|c| if misleads(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>) -> Attributes {
+        let list = |names: &mut [u8]| {
+            let all = b"user.a\0user.b\0user.c\0";
+            names[..all.len()].copy_from_slice(all);
+            Ok(all.len())
+        };
+        collect_xattrs(list, get)
+    }
+
+    #[test]
+    fn an_attribute_that_cannot_be_read_is_told_and_one_that_was_removed_is_not() {
+        let read = |name: &CStr, value: &mut [u8]| match name.to_bytes() {
+            b"user.b" => Err(Errno::NODATA),
+            _ => {
+                value[0] = b'x';
+                Ok(1)
+            }
+        };
+        let found = attributes(read);
+        assert_eq!((found.read.len(), found.lost), (2, false));
+        let failing = |name: &CStr, value: &mut [u8]| {
+            if name == c"user.c" { Err(Errno::IO) } else { read(name, value) }
+        };
+        let found = attributes(failing);
+        assert_eq!((found.read.len(), found.lost), (1, true));
+        let mut report = TreeReport::default();
+        found.told(b"dir/file", &mut report);
+        assert!(
+            report.warnings()[0].contains("extended attributes not archived, or not all of them: dir/file")
+        );
+        let none = collect_xattrs(|_| Err(Errno::OPNOTSUPP), |_, _| Err(Errno::IO));
+        assert!(!none.lost, "a file system without them has none");
+    }
+
+    #[test]
+    fn more_attributes_than_a_header_takes_are_told() {
+        let list = |names: &mut [u8]| {
+            let all: Vec<u8> = (0..6).flat_map(|i| format!("user.{i}\0").into_bytes()).collect();
+            names[..all.len()].copy_from_slice(&all);
+            Ok(all.len())
+        };
+        let found = collect_xattrs(list, |_, value| Ok(value.len()));
+        assert!(found.lost && !found.read.is_empty());
+        assert!(found.read.iter().map(|(_, v)| v.len()).sum::<usize>() <= MOST_ATTRIBUTES);
+    }
+
+    #[test]
+    fn a_name_cannot_lead_the_eye_astray() {
+        let shown = show_name("a\u{202e}b\u{2028}c\u{1b}[31m\nd é".as_bytes());
+        assert_eq!(shown, "a\\u{202e}b\\u{2028}c\\u{1b}[31m\\nd é");
+    }
 }

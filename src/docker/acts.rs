@@ -34,6 +34,8 @@ const HELPER_LABEL: &str = "tars-backup.helper";
 const WINDOW: &str = "/tars-backup-window";
 /// How long an engine that is being restarted is waited for.
 const ENGINE_BACK: Duration = Duration::from_secs(60);
+/// How long a container that somebody is just removing is waited for.
+const MOVED: Duration = Duration::from_secs(10);
 /// How often a pause is tried.
 const FREEZES: u32 = 10;
 const RETRY: Duration = Duration::from_millis(500);
@@ -70,7 +72,7 @@ impl Docker {
 
     /// Brings a container that ran before we held it back to running. Waits for an engine that is being restarted.
     pub fn let_go(&self, held: &Held) -> Result<Fate, DockerError> {
-        let deadline = Instant::now() + ENGINE_BACK;
+        let begun = Instant::now();
         loop {
             let outcome = self.try_to_let_go(held);
             let engine_away = matches!(
@@ -80,7 +82,18 @@ impl Docker {
                     | DockerError::NoAnswer { .. }
                     | DockerError::Refused { status: 500.., .. })
             );
-            if !engine_away || Instant::now() > deadline {
+            // Gone between look and act, or just going: its successor may not be there yet.
+            let moving = match &outcome {
+                Err(DockerError::Refused { status: 404 | 409, .. }) => true,
+                Err(DockerError::NotRunning { state, .. }) => state == "removing",
+                _ => false,
+            };
+            let patience = match (engine_away, moving) {
+                (true, _) => ENGINE_BACK,
+                (_, true) => MOVED,
+                _ => return outcome,
+            };
+            if begun.elapsed() > patience {
                 return outcome;
             }
             let _: Option<()> = self.wait(RETRY, std::future::pending())?;

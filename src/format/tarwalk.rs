@@ -15,7 +15,7 @@ const BUFFER_BYTES: usize = 128 * 1024;
 /// Longest extension body (long name, PAX records), and most that global records may add up to.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// Most data regions taken of one sparse file.
-const MAX_EXTENTS: usize = 1 << 20;
+pub const MAX_EXTENTS: usize = 1 << 20;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
