@@ -3,6 +3,7 @@
 
 use crate::delivery::{Verified, object};
 use crate::id::BackupName;
+use crate::legacy;
 use crate::manifest::{Manifest, ManifestError};
 use crate::store::{Object, Store, StoreError};
 
@@ -33,24 +34,41 @@ pub fn list(store: &dyn Store, dir: &str) -> Result<Vec<Entry>, StoreError> {
         let Some(name) = BackupName::of_object(&o.name) else { continue };
         if o.name == name.manifest_file() {
             entries.push(read(store, dir, &objects, name)?);
+        } else if o.name == name.sha256_file() {
+            entries.extend(read_legacy(store, dir, &objects, name)?);
         }
     }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
 fn read(store: &dyn Store, dir: &str, objects: &[Object], name: BackupName) -> Result<Entry, StoreError> {
     let text = store.read_small(&object(dir, &name.manifest_file()))?;
     let manifest = judge(&text, &name, objects);
-    let verified = if objects.iter().any(|o| o.name == name.verified_file()) {
-        // A mark that does not read is no mark.
-        store
-            .read_small(&object(dir, &name.verified_file()))
-            .ok()
-            .and_then(|t| serde_json::from_slice(&t).ok())
-    } else {
-        None
-    };
+    let verified = mark(store, dir, objects, &name);
     Ok(Entry { name, manifest, verified })
+}
+
+/// An archive of the bash script; None when it is one of ours, finished or not.
+fn read_legacy(
+    store: &dyn Store,
+    dir: &str,
+    objects: &[Object],
+    name: BackupName,
+) -> Result<Option<Entry>, StoreError> {
+    let bytes = |wanted: String| objects.iter().find(|o| o.name == wanted).map(|o| o.bytes);
+    let (None, Some(archive)) = (bytes(name.manifest_file()), bytes(name.archive())) else { return Ok(None) };
+    let text = store.read_small(&object(dir, &name.sha256_file()))?;
+    let Some(sha256) = legacy::digest_in(&text, &name) else { return Ok(None) };
+    let verified = mark(store, dir, objects, &name);
+    Ok(Some(Entry { manifest: Ok(legacy::outside(name.clone(), archive, sha256)), name, verified }))
+}
+
+/// When it was last found good. A mark that does not read is no mark.
+fn mark(store: &dyn Store, dir: &str, objects: &[Object], name: &BackupName) -> Option<Verified> {
+    let file = name.verified_file();
+    objects.iter().find(|o| o.name == file)?;
+    store.read_small(&object(dir, &file)).ok().and_then(|t| serde_json::from_slice(&t).ok())
 }
 
 fn judge(text: &[u8], name: &BackupName, objects: &[Object]) -> Result<Manifest, Damage> {

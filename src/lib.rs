@@ -15,6 +15,7 @@ pub mod cancel;
 pub mod exit;
 pub mod hint;
 pub mod id;
+pub mod legacy;
 pub mod manifest;
 pub mod progress;
 pub mod secret;

@@ -124,6 +124,9 @@ pub struct Manifest {
     pub encryption: Encryption,
     /// One entry per component that was asked for, failed ones included.
     pub details: BTreeMap<String, Component>,
+    /// Made by the bash script that came before; set when it is listed, never written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub legacy: bool,
     /// Sidecar only: bytes of the archive as stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
@@ -207,7 +210,8 @@ impl Manifest {
 
     /// Whether `--latest` may choose it: nothing critical missing, and not a run of hand-picked components.
     pub fn counts(&self) -> bool {
-        self.state != State::Partial
+        !self.legacy
+            && self.state != State::Partial
             && self.only.is_empty()
             && self.skip.is_empty()
             && !self.tags.iter().any(|t| t == "pre-restore")
@@ -250,6 +254,7 @@ pub(crate) mod tests {
             state: State::Complete,
             encryption: Encryption::default(),
             details: BTreeMap::new(),
+            legacy: false,
             bytes: None,
             sha256: None,
             manifest_sha256: None,

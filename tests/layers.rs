@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the crate, lowest floor first.
 const FLOORS: [&[&str]; 5] = [
-    &["cancel", "exit", "hint", "id", "manifest", "progress", "secret", "units"],
+    &["cancel", "exit", "hint", "id", "legacy", "manifest", "progress", "secret", "units"],
     &["config", "format", "redact"],
     &[
         "archive",

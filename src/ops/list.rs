@@ -77,7 +77,10 @@ fn row(f: &Found<'_>, damage: Option<String>, now: Timestamp) -> Row {
         tier: f.tier.clone(),
         host: manifest.map(|m| m.host.clone()),
         bytes: manifest.and_then(|m| m.bytes),
-        state: manifest.map_or_else(|| "damaged".to_owned(), |m| m.state.to_string()),
+        state: manifest.map_or_else(
+            || "damaged".to_owned(),
+            |m| if m.legacy { "legacy".to_owned() } else { m.state.to_string() },
+        ),
         error: damage,
         stores: vec![f.store().name().to_owned()],
         sealed: false,

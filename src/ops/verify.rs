@@ -16,6 +16,7 @@ use crate::cancel::{Cancel, Interrupted};
 use crate::delivery::{self, Depth, mark_verified, object};
 use crate::format::tarwalk::{Body, Entry as TarEntry, Kind, TarError};
 use crate::hint::chain;
+use crate::legacy;
 use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, sha256_line};
 use crate::progress::{Event, Monitor, What};
 use crate::source::{self, Member};
@@ -104,6 +105,8 @@ fn check(
     let (store, name) = (found.store(), &found.entry.name);
     let wanted = manifest.sha256.clone().unwrap_or_default();
     match store.read_small(&object(&found.dir, &name.sha256_file())) {
+        // There it is all that is known of the archive, and was read for that.
+        Ok(_) if manifest.legacy => {}
         Ok(line) if line == sha256_line(&wanted, &name.archive()).as_bytes() => {}
         Ok(_) => report.faults.push(format!("{} does not say what the manifest says", name.sha256_file())),
         Err(e) if e.is_not_found() => report.faults.push(format!("{} is missing", name.sha256_file())),
@@ -115,7 +118,10 @@ fn check(
         Depth::Deep => {
             let reader = store.open(&archive)?;
             let mut tee = Tee::new(reader, world.cancel, world.monitor);
-            let inside = walk(&mut tee, manifest, scratch, report);
+            let inside = match manifest.legacy {
+                true => walk_legacy(&mut tee, manifest, scratch, report),
+                false => walk(&mut tee, manifest, scratch, report),
+            };
             if let Err(Fault(text)) = inside {
                 report.faults.push(text);
             }
@@ -183,6 +189,53 @@ fn walk(
     })?;
     report.faults.extend(faults);
     compare(&seen, manifest, report);
+    Ok(())
+}
+
+/// The same for an archive of the bash script, whose manifest lies only inside.
+fn walk_legacy(
+    archive: &mut dyn Read,
+    manifest: &Manifest,
+    scratch: &Path,
+    report: &mut Report,
+) -> Result<(), Fault> {
+    let mut known = manifest.clone();
+    let (mut seen, mut inner, mut faults) = (BTreeMap::new(), None, Vec::new());
+    let prefix = format!("{}/", manifest.backup_name);
+    walk_archive(archive, |entry: &TarEntry, body: &mut Body<'_>| -> Result<(), Fault> {
+        let path = String::from_utf8_lossy(&entry.path).into_owned();
+        let Some(inside) = path.trim_start_matches("./").strip_prefix(&prefix) else { return Ok(()) };
+        if entry.kind != Kind::Regular {
+            return Ok(());
+        }
+        if inside == layout::MANIFEST {
+            let mut text = Vec::new();
+            body.take(64 << 20).read_to_end(&mut text).map_err(|e| Fault(format!("{inside}: {e}")))?;
+            inner = Some(text);
+            return Ok(());
+        }
+        if let Some((component, kind)) = legacy::component_of(inside) {
+            let details = known.details.entry(component.to_owned()).or_insert_with(|| legacy::bare(kind));
+            details.members.push(inside.to_owned());
+        }
+        let digest = check_member(inside, body, &known, scratch, &mut faults)?;
+        seen.insert(inside.to_owned(), digest);
+        Ok(())
+    })?;
+    report.faults.extend(faults);
+    let inner = inner.ok_or_else(|| Fault(format!("{} is missing in the archive", layout::MANIFEST)))?;
+    let mut known = manifest.clone();
+    legacy::fill(&mut known, &inner, &[]).map_err(|e| Fault(format!("{}: {e}", layout::MANIFEST)))?;
+    for (file, wanted) in &known.checksums {
+        match seen.get(file) {
+            Some(digest) if *wanted == format!("sha256:{digest}") => {}
+            Some(_) => report.faults.push(format!("{file} has another SHA-256 than the manifest says")),
+            None => report.faults.push(format!("{file} is missing in the archive")),
+        }
+    }
+    for name in &known.failed_components {
+        report.notes.push(format!("the component {name} had failed when it was made"));
+    }
     Ok(())
 }
 

@@ -14,8 +14,8 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, layer_warning,
-    selector, tree_facts,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree, container_facts,
+    layer_warning, selector, tree_facts,
 };
 use crate::archive::compress::Staged;
 use crate::archive::read::walk_tar_watched;
@@ -685,6 +685,10 @@ impl<F: FnMut(&str) -> Result<(PathBuf, File), SourceError>> Watch for Beside<F>
 fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     if member.name.ends_with(".jsonl") {
         return check_export(member);
+    }
+    // Made by the bash script, which copied a running server: only whole as a tar.
+    if member.component.facts.is_empty() {
+        return check_tree(member);
     }
     let scratch = member.scratch;
     let mut beside = Beside::new(|name| {

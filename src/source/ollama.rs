@@ -240,13 +240,13 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     let mut library = Library::default();
     let entries = walk_tar_watched(&mut member.body, &mut library).map_err(|e| CheckError::Bad(chain(&e)))?;
     let facts = &member.component.facts;
-    if facts.get("entries").and_then(Value::as_u64) != Some(entries) {
+    if facts.get("entries").is_some_and(|e| e.as_u64() != Some(entries)) {
         return Err(CheckError::Bad(format!("it has {entries} entries, the manifest says otherwise")));
     }
     if let Some(problem) = library.problem() {
         return Err(CheckError::Bad(problem));
     }
-    if facts.get("models") != library.facts().get("models") {
+    if facts.get("models").is_some_and(|m| Some(m) != library.facts().get("models")) {
         return Err(CheckError::Bad("its models are not those of the manifest".into()));
     }
     Ok(())

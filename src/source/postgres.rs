@@ -359,7 +359,9 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
         };
     }
     let database = database_of(member.component, member.name);
-    let kind = if database.is_some() { DumpKind::Database } else { DumpKind::Cluster };
+    // Nothing is known of a dump that the bash script made, but that it is one of a database.
+    let unknown = member.component.facts.is_empty();
+    let kind = if database.is_some() || unknown { DumpKind::Database } else { DumpKind::Cluster };
     let mut scanner = DumpScanner::new(kind);
     let mut buffer = vec![0; 256 << 10];
     loop {

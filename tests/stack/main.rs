@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../support/legacy.rs"]
+mod legacy;
 #[path = "../support/mod.rs"]
 mod support;
 

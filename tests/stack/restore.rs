@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, until};
+use crate::legacy;
 use crate::support::{Home, sh};
 
 /// A container that appends to a file of its volume and shows what it reads there.
@@ -166,6 +167,26 @@ fn what_the_engine_alone_can_reach_is_refused_with_a_way_out() {
     assert_eq!(lab.sh(&one, "cat /stuff/value"), "after\n");
     home.tars(&["restore", "--latest", "--to", &home.at("out")]).expect(0);
     assert_eq!(sh(&format!("cat '{}/stuff/value'", home.at("out"))), "before\n");
+}
+
+#[test]
+fn the_volume_of_an_archive_of_the_bash_script_comes_back() {
+    let lab = Lab::new();
+    let volume = lab.volume("backend_logs");
+    let mount = format!("{volume}:/app/logs");
+    let backend =
+        lab.container(&["run", "-d"], "backend", &["-v", &mount, "redis:7-alpine", "sleep", "infinity"]);
+    lab.sh(&backend, "echo newer > /app/logs/app.log; echo x > /app/logs/fresh");
+    let home = Home::new()
+        .source("backend_logs", &format!("type = \"volume\"\ncontainer = {backend:?}\npath = \"/app/logs\""))
+        .ready();
+    let archive = legacy::make(&home.path("old"), "20260131_020000", "tar").display().to_string();
+    let restore = ["restore", "--backup-file", &archive, "--yes", "--component", "backend_logs"];
+    home.tars(&restore).expect(0);
+    assert_eq!(lab.sh(&backend, "cat /app/logs/deep/second; ls /app/logs"), "a line\napp.log\ndeep\nlink\n");
+    assert_eq!(lab.sh(&backend, "stat -c '%a %u %g' /app/logs/app.log"), "640 12 34\n");
+    // What has no source here, and what this version does not put back, is said.
+    home.tars(&["restore", "--backup-file", &archive, "--yes"]).expect(2).says("no source of that name");
 }
 
 /// Kills a restore when its journal has `lines` lines; false when it ended before.

@@ -139,6 +139,7 @@ fn manifest_of(
         state: State::of(plan.expected.iter().map(|s| (s.name.as_str(), s.critical)), &whole_refs),
         encryption: manifest::Encryption::default(),
         details,
+        legacy: false,
         bytes: None,
         sha256: None,
         manifest_sha256: None,

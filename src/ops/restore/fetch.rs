@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::Request;
 use crate::archive::compress::free_bytes;
+use crate::archive::layout::MANIFEST;
 use crate::archive::read::{codec_of, walk_archive};
 use crate::archive::tree::show_name;
 use crate::archive::unpack::{self, Limits};
@@ -18,6 +19,7 @@ use crate::cancel::Interrupted;
 use crate::delivery::object;
 use crate::format::tarwalk::{Body, Entry, Kind, TarError};
 use crate::hint::{Hint, chain};
+use crate::legacy;
 use crate::manifest::Manifest;
 use crate::ops::World;
 use crate::ops::find::Found;
@@ -144,13 +146,20 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     }
     io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(e.to_string()))?;
     let sha256 = hex::encode(input.hasher.finalize());
-    if !request.skip_validation {
-        if manifest.sha256.as_deref() != Some(sha256.as_str()) {
-            return Err(damaged("its bytes have another SHA-256 than the manifest says".into()));
-        }
-        compare(manifest, &sums).map_err(damaged)?;
+    if !request.skip_validation && manifest.sha256.as_deref() != Some(sha256.as_str()) {
+        return Err(damaged("its bytes have another SHA-256 than the manifest says".into()));
     }
-    Ok(manifest.clone())
+    let mut manifest = manifest.clone();
+    if manifest.legacy {
+        let inner = std::fs::read(dir.join(MANIFEST)).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
+        let bytes = |name: &str| std::fs::metadata(dir.join(name)).map_or(0, |m| m.len());
+        let files: Vec<(String, u64)> = sums.iter().map(|(name, _)| (name.clone(), bytes(name))).collect();
+        legacy::fill(&mut manifest, &inner, &files).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
+    }
+    if !request.skip_validation {
+        compare(&manifest, &sums).map_err(damaged)?;
+    }
+    Ok(manifest)
 }
 
 /// Every member has the digest of its line, and every line its member.
@@ -190,7 +199,7 @@ fn member(
     if entry.kind == Kind::Directory {
         return Ok(());
     }
-    let inside = path.strip_prefix(prefix).ok_or_else(hostile)?;
+    let inside = path.trim_start_matches("./").strip_prefix(prefix).ok_or_else(hostile)?;
     let plain = inside.split('/').all(|part| !matches!(part, "" | "." | "..")) && !inside.contains('\0');
     if entry.kind != Kind::Regular || !plain || sums.iter().any(|(name, _)| name == inside) {
         return Err(hostile());
