@@ -132,6 +132,18 @@ for mb in 200 2000; do
     done
     awk -v x="$(printf '%s\n' "${a[@]}" | median)" -v y="$(printf '%s\n' "${b[@]}" | median)" \
       'BEGIN {printf "verify %.2f s  openssl dgst -sha256 %.2f s  ratio %.2f\n", x, y, x / y}'
+    # Ours fetches, compares and reads through before it writes; theirs only writes.
+    tar -xzOf "$archive" --wildcards '*/data.tar.gz' > "$work/data.tar.gz"
+    a=(); b=()
+    for ((i = 0; i < rounds; i++)); do
+      elapsed "$program" --config "$work/config.toml" -q restore --latest --yes --no-safety-backup; a+=("$seconds")
+      rm -rf "$work/plain"; mkdir "$work/plain"
+      elapsed sh -c "tar -xpzf '$work/data.tar.gz' -C '$work/plain' && sync -f '$work/plain'"; b+=("$seconds")
+    done
+    diff -r "$work/data" "$work/plain"
+    awk -v x="$(printf '%s\n' "${a[@]}" | median)" -v y="$(printf '%s\n' "${b[@]}" | median)" \
+      'BEGIN {printf "restore %.2f s  tar -xpzf and sync %.2f s  speed ratio %.2fx\n", x, y, y / x}'
+    rm -rf "$work/plain" "$work/data.tar.gz"
   fi
   rm -rf "$work/data"
 done
