@@ -39,7 +39,8 @@ impl Stack {
 
     /// A run in a group of its own.
     fn spawn(&self) -> Child {
-        let mut command = self.home.command(&["backup"]);
+        // The guardian of the run before may still have the lock, its work done.
+        let mut command = self.home.command(&["backup", "--wait", "30s"]);
         command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
