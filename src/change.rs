@@ -440,7 +440,8 @@ pub fn copy_database(from: &Path, to: &Path) -> Result<(), ChangeError> {
         let path = from.to_owned();
         move |source| ChangeError::Sqlite { path, what, source }
     };
-    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    // To write, so that a transaction that a kill has cut can be rolled back; it is what any program would do first.
+    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE)
         .map_err(wrong("the database that is there now cannot be read"))?;
     let mut target = Connection::open(to).map_err(wrong("no copy of it can be made"))?;
     // Of no use unless it is whole: no journal that a kill would leave beside it, and one sync at the end.
@@ -646,6 +647,32 @@ mod tests {
 
     fn value(db: &Connection) -> String {
         db.query_row("SELECT v FROM t", [], |r| r.get(0)).unwrap()
+    }
+
+    /// A kill in the middle of loading leaves a journal that must be rolled back before anything can be read.
+    #[test]
+    fn a_database_whose_loading_was_killed_is_brought_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        drop(database(&at("live"), "old", "DELETE"));
+        copy_database(&at("live"), &at("old")).unwrap();
+        drop(database(&at("new"), "new", "DELETE"));
+        {
+            // A writer that spills into the file and dies: its files are copied as they are then.
+            let db = Connection::open(at("live")).unwrap();
+            db.execute_batch("PRAGMA cache_size=1; PRAGMA cache_spill=1; BEGIN; UPDATE t SET v='torn';")
+                .unwrap();
+            db.execute_batch(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<20000) INSERT INTO t SELECT hex(randomblob(40)) FROM n",
+            )
+            .unwrap();
+            std::fs::copy(at("live"), at("torn")).unwrap();
+            std::fs::copy(at("live-journal"), at("torn-journal")).unwrap();
+        }
+        let change = Change::Sqlite { live: at("torn"), new: at("new"), old: Some(at("old")) };
+        change.undo().unwrap();
+        assert_eq!(value(&Connection::open(at("torn")).unwrap()), "old");
+        assert!(!at("old").exists() && !at("new").exists());
     }
 
     #[test]
