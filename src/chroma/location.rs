@@ -205,7 +205,7 @@ mod tests {
     fn locate(argv: &[&str], env: &[(&str, &str)], image: &str, config: Option<&str>) -> Location {
         let env: Vec<(String, String)> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         let argv = texts(argv);
-        of(&Shown { argv: &argv, env: &env, working_dir: "/work", image, version: None, config })
+        of(&Shown { argv: &argv, env: &env, working_dir: "/app", image, version: None, config })
     }
 
     fn place(l: &Location) -> Option<(&str, &str)> {
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(place(&l), Some(("/env", "CHROMA_PERSIST_PATH")));
         let l = locate(&["chroma", "run"], &[("CHROMA_PERSIST_PATH", "/env")], "chromadb/chroma:1.5.9", None);
         assert_eq!(place(&l), None);
-        assert_eq!(l.candidates, ["/data", "/work/chroma", "/chroma/chroma", "/work/chroma_data", "/env"]);
+        assert_eq!(l.candidates, ["/data", "/app/chroma", "/chroma/chroma", "/app/chroma_data", "/env"]);
     }
 
     #[test]
