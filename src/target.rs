@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::archive::read::{codec_of, decompress};
 use crate::archive::tree::{self, Exclude, TreeRules};
@@ -355,9 +355,4 @@ impl Target for SqliteTarget {
     fn check(&self, _: &Context<'_>, work: &Work<'_>, _: &[Container]) -> Result<(), SourceError> {
         self.compare(work, &self.live)
     }
-}
-
-/// Facts of a restored component, for the outcome.
-pub fn restored_facts(work: &Work<'_>) -> Value {
-    json!({ "files": work.fact("files"), "bytes": work.fact("bytes") })
 }

@@ -177,9 +177,10 @@ impl<'a> Holds<'a> {
         &self.journal
     }
 
-    /// Begins the journal of a run that changes something before, or without, holding a container.
-    pub fn begin_alone(&self) -> Result<(), HoldError> {
-        self.begin(None)
+    /// Begins the journal of a run that changes something before, or without, holding a container. `docker` is the engine
+    /// of the run, if it has one: whoever recovers must find that very engine.
+    pub fn begin_changes(&self, docker: Option<&Docker>) -> Result<(), HoldError> {
+        self.begin(docker)
     }
 
     /// Holds every container that can write at `place`, for at most `limit`. Nothing to hold is fine.

@@ -449,7 +449,7 @@ impl<'a> Restore<'a> {
         let work = self.work_of(chosen);
         let journal = self.holds.journal();
         let component = || chosen.name.to_owned();
-        self.holds.begin_alone()?;
+        self.holds.begin_changes(self.docker.as_ref().ok())?;
         self.world.monitor.phase(&format!("restoring {}", chosen.name), Some(chosen.component.bytes_in));
         let prepared = target.prepare(&context, journal, &work);
         match prepared {
@@ -478,6 +478,8 @@ impl<'a> Restore<'a> {
             }
         };
         journal.record(&Step::Change { component: component(), change: change.clone() })?;
+        // From here on, only what is said below is known to be there.
+        outcome.fate = Fate::Kept;
         let live = (|| -> Result<(), SourceError> {
             change.apply()?;
             if let Some(hold) = &hold {
@@ -508,6 +510,7 @@ impl<'a> Restore<'a> {
                 }
                 return Err(worse);
             }
+            outcome.fate = Fate::RolledBack;
             journal.record(&Step::Settled { component: component() })?;
             end(hold);
             return Err(e);

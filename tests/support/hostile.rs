@@ -288,8 +288,8 @@ fn smallest_names(tree: &mut Tree) {
 /// What really is below a directory, itself included.
 pub fn look(root: &Path) -> Tree {
     let (mut tree, mut inodes) = (Tree::new(), BTreeMap::new());
-    let mut todo = vec![Vec::new()];
-    while let Some(path) = todo.pop() {
+    let mut waiting = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
         let at = root.join(std::ffi::OsStr::from_bytes(&path));
         let meta = std::fs::symlink_metadata(&at).unwrap();
         let kind = meta.file_type();
@@ -297,7 +297,7 @@ pub fn look(root: &Path) -> Tree {
             for child in std::fs::read_dir(&at).unwrap() {
                 let name = child.unwrap().file_name();
                 let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                todo.push([&path[..], slash, name.as_bytes()].concat());
+                waiting.push([&path[..], slash, name.as_bytes()].concat());
             }
             Thing::Directory
         } else if kind.is_symlink() {
