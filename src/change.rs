@@ -15,6 +15,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::docker::Docker;
 use crate::hint::Hint;
 
 /// Names in a directory that is changed from within: the new data, and the old.
@@ -144,9 +145,38 @@ pub fn plan_directory(live: &Path, beside: &Path, carried: Vec<PathBuf>) -> Resu
     })
 }
 
+/// Something new beside live data, of no use without us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Scratch {
+    /// A file, or a directory with all in it.
+    Path { path: PathBuf },
+}
+
+impl Scratch {
+    /// Removes it; what is not there is fine.
+    pub fn remove(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+        match self {
+            Self::Path { path } => match look(path)? {
+                Some(meta) if meta.is_dir() => remove(path),
+                Some(_) => remove_file(path),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Path { path } => path.display().fmt(f),
+        }
+    }
+}
+
 impl Change {
-    /// Makes the new data live. Whatever fails, `undo` is to be called.
-    pub fn apply(&self) -> Result<(), ChangeError> {
+    /// Makes the new data live. Whatever fails, `undo` is to be called. `engine`: where what runs in containers is reached.
+    pub fn apply(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
             Self::Exchange { live, beside, absent, carried, .. } => {
                 carry(live, beside, carried)?;
@@ -180,7 +210,7 @@ impl Change {
     }
 
     /// Makes the old data live again, however far `apply` came, and removes the new.
-    pub fn undo(&self) -> Result<(), ChangeError> {
+    pub fn undo(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
             Self::Exchange { live, beside, new, absent, carried } => {
                 let is_new = look(live)?.is_some_and(|m| id_of(&m) == *new);
@@ -233,7 +263,7 @@ impl Change {
     }
 
     /// Removes the old data. The new is live and good.
-    pub fn finish(&self) -> Result<(), ChangeError> {
+    pub fn finish(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
             Self::Exchange { live, beside, new, .. } => {
                 let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
@@ -252,8 +282,8 @@ impl Change {
         }
     }
 
-    /// Gives the old data a name that a person finds, instead of removing it; None when there was none.
-    pub fn keep(&self, id: &str) -> Result<Option<PathBuf>, ChangeError> {
+    /// Gives the old data a name that a person finds, instead of removing it: where it is then, None when there was none.
+    pub fn keep(&self, id: &str, _engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
         // Called again after a kill, it finds that it was done.
         let named = |live: &Path| {
             let mut name = live.file_name().unwrap_or_default().to_owned();
@@ -277,7 +307,7 @@ impl Change {
             rustix::fs::renameat_with(CWD, &old, CWD, &to, RenameFlags::NOREPLACE)
                 .map_err(errno("keep the old data in", &to))?;
         }
-        Ok(Some(to))
+        Ok(Some(to.display().to_string()))
     }
 }
 
@@ -552,13 +582,13 @@ mod tests {
     fn the_new_data_goes_live_with_what_the_backup_left_out() {
         for within in [false, true] {
             let c = case(within);
-            c.change.apply().unwrap();
-            c.change.finish().unwrap();
+            c.change.apply(None).unwrap();
+            c.change.finish(None).unwrap();
             is_new(&c.live);
             let parent = std::fs::read_dir(c.live.parent().unwrap()).unwrap().count();
             assert_eq!(parent, 1, "something is left beside");
             assert!(!c.live.join(OLD).exists() && !c.live.join(NEW).exists());
-            c.change.finish().unwrap();
+            c.change.finish(None).unwrap();
             is_new(&c.live);
         }
     }
@@ -567,10 +597,10 @@ mod tests {
     fn old_data_that_is_to_be_kept_gets_a_name_that_people_find() {
         for within in [false, true] {
             let c = case(within);
-            c.change.apply().unwrap();
-            let kept = c.change.keep("x").unwrap().unwrap();
-            assert_eq!(tree(&kept)[Path::new("a")], "old a");
-            assert!(kept.to_string_lossy().contains("before-x"), "{kept:?}");
+            c.change.apply(None).unwrap();
+            let kept = c.change.keep("x", None).unwrap().unwrap();
+            assert_eq!(tree(Path::new(&kept))[Path::new("a")], "old a");
+            assert!(kept.contains("before-x"), "{kept:?}");
             assert!(!c.live.join(OLD).exists() && !c.live.join(NEW).exists());
         }
     }
@@ -581,12 +611,12 @@ mod tests {
             for applied in [false, true] {
                 let c = case(within);
                 if applied {
-                    c.change.apply().unwrap();
+                    c.change.apply(None).unwrap();
                 }
-                c.change.undo().unwrap();
+                c.change.undo(None).unwrap();
                 assert_eq!(tree(&c.live), c.before, "within {within}, applied {applied}");
                 assert!(!c.new.exists());
-                c.change.undo().unwrap();
+                c.change.undo(None).unwrap();
                 assert_eq!(tree(&c.live), c.before, "twice");
             }
         }
@@ -604,7 +634,7 @@ mod tests {
             for name in names(root).unwrap().unwrap().into_iter().take(moved_out) {
                 std::fs::rename(root.join(&name), old.join(&name)).unwrap();
             }
-            c.change.undo().unwrap();
+            c.change.undo(None).unwrap();
             assert_eq!(tree(root), c.before, "{moved_out} moved out");
         }
         for moved_in in 0..=3 {
@@ -618,7 +648,7 @@ mod tests {
             for name in names(&new).unwrap().unwrap().into_iter().take(moved_in) {
                 std::fs::rename(new.join(&name), root.join(&name)).unwrap();
             }
-            c.change.undo().unwrap();
+            c.change.undo(None).unwrap();
             assert_eq!(tree(root), c.before, "{moved_in} moved in");
         }
     }
@@ -630,10 +660,10 @@ mod tests {
         let new = beside(&live, "1");
         fill(&new, &[("a", "new")]);
         let change = plan_directory(&live, &new, Vec::new()).unwrap();
-        change.apply().unwrap();
+        change.apply(None).unwrap();
         assert_eq!(tree(&live).len(), 1);
-        assert_eq!(change.keep("x").unwrap(), None);
-        change.undo().unwrap();
+        assert_eq!(change.keep("x", None).unwrap(), None);
+        change.undo(None).unwrap();
         assert!(!live.exists() && !new.exists());
     }
 
@@ -670,7 +700,7 @@ mod tests {
             std::fs::copy(at("live-journal"), at("torn-journal")).unwrap();
         }
         let change = Change::Sqlite { live: at("torn"), new: at("new"), old: Some(at("old")) };
-        change.undo().unwrap();
+        change.undo(None).unwrap();
         assert_eq!(value(&Connection::open(at("torn")).unwrap()), "old");
         assert!(!at("old").exists() && !at("new").exists());
     }
@@ -684,16 +714,16 @@ mod tests {
             let application = database(&at("live"), "old", mode);
             copy_database(&at("live"), &at("old")).unwrap();
             let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
-            match (mode, change.apply()) {
+            match (mode, change.apply(None)) {
                 ("DELETE", outcome) => {
                     outcome.unwrap();
                     assert_eq!(value(&application), "new");
-                    change.undo().unwrap();
+                    change.undo(None).unwrap();
                     assert_eq!(value(&application), "old");
                 }
                 (_, outcome) => {
                     assert!(matches!(outcome, Err(ChangeError::Locked { .. })), "{outcome:?}");
-                    change.undo().unwrap();
+                    change.undo(None).unwrap();
                     assert_eq!(value(&application), "old");
                 }
             }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::change::{Change, ChangeError};
+use crate::change::{Change, ChangeError, Scratch};
+use crate::docker::Docker;
 use crate::hint::Hint;
 
 const FILE: &str = "run.journal";
@@ -87,7 +88,7 @@ pub enum Step {
     /// It is removed.
     HelperRemoved { name: String },
     /// Something new is going to be made beside live data, of no use without us.
-    Scratch { component: String, path: PathBuf },
+    Scratch { component: String, scratch: Scratch },
     /// Live data is going to be changed.
     Change { component: String, change: Change },
     /// The change is good: from here on it is finished, and not undone any more. `keep`: the old data is saved nowhere
@@ -105,8 +106,8 @@ pub struct Pending {
     /// All containers that the run ever held, also those that it let go again.
     pub touched: Vec<Held>,
     pub helpers: Vec<Helper>,
-    /// Component and path of what was made beside live data.
-    pub scratch: Vec<(String, PathBuf)>,
+    /// Component, and what was made for it beside live data.
+    pub scratch: Vec<(String, Scratch)>,
     pub changes: Vec<PendingChange>,
 }
 
@@ -122,10 +123,10 @@ pub struct PendingChange {
 
 impl PendingChange {
     /// Brings a change that was committed to its end.
-    pub fn finish(&self) -> Result<(), ChangeError> {
+    pub fn finish(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match &self.keep {
-            Some(id) => self.change.keep(id).map(|_| ()),
-            None => self.change.finish(),
+            Some(id) => self.change.keep(id, engine).map(|_| ()),
+            None => self.change.finish(engine),
         }
     }
 }
@@ -144,7 +145,7 @@ impl Pending {
                 Step::Released { id } => pending.held.retain(|h| h.id != id),
                 Step::Helper(helper) => pending.helpers.push(helper),
                 Step::HelperRemoved { name } => pending.helpers.retain(|h| h.name != name),
-                Step::Scratch { component, path } => pending.scratch.push((component, path)),
+                Step::Scratch { component, scratch } => pending.scratch.push((component, scratch)),
                 Step::Change { component, change } => {
                     // What lay beside is part of the change now, and may be the old data.
                     pending.scratch.retain(|(c, _)| *c != component);
@@ -340,7 +341,8 @@ mod tests {
     fn old_data_beside_is_never_taken_for_scratch() {
         let change = Change::Within { root: "/r".into(), carried: Vec::new() };
         let component = || "docs".to_owned();
-        let mut steps = vec![Step::Scratch { component: component(), path: "/r/new".into() }];
+        let mut steps =
+            vec![Step::Scratch { component: component(), scratch: Scratch::Path { path: "/r/new".into() } }];
         assert_eq!(Pending::of(steps.clone()).scratch.len(), 1);
         steps.push(Step::Change { component: component(), change });
         let pending = Pending::of(steps.clone());

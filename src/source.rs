@@ -93,8 +93,12 @@ pub trait Source: Send + Sync {
     /// know.
     fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError>;
 
-    /// Where it goes back to; None for a kind that this version does not put back.
-    fn target(&self, _: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+    /// Where a component of a backup goes back to; None for a kind that this version does not put back.
+    fn target<'a>(
+        &'a self,
+        _: &Context<'_>,
+        _: &Component,
+    ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
         Ok(None)
     }
 
@@ -319,6 +323,8 @@ pub struct Configured {
     /// Part of a tier whose components are "default".
     pub on_by_default: bool,
     pub limits: Limits,
+    /// Containers or services that a restore stops meanwhile, beside those that Compose says depend on it.
+    pub dependents: Vec<String>,
     pub source: Box<dyn Source>,
 }
 
@@ -368,8 +374,12 @@ fn read_as(name: &Name, s: &Section<'_>, kind_name: &'static str, kind: &Kind) -
         total: s.duration_or("timeout", Duration::from_secs(6 * 3600), "Longest time for the whole capture"),
         idle: s.duration_or("idle_timeout", Duration::from_secs(300), "Longest time without any progress"),
     };
+    let dependents = s.texts(
+        "dependents",
+        "Containers or services that a restore stops meanwhile, beside those that Compose says depend on it",
+    );
     let source = (kind.read)(name, s, limits);
-    Configured { name: name.clone(), kind: kind_name, critical, on_by_default, limits, source }
+    Configured { name: name.clone(), kind: kind_name, critical, on_by_default, limits, dependents, source }
 }
 
 fn find_kind(word: &str) -> Option<(&'static str, &'static Kind)> {
@@ -449,11 +459,7 @@ fn selector(name: &Name, s: &Section<'_>) -> Selector {
 }
 
 /// A place of containers as a target of a restore.
-fn place_target(
-    place: Place,
-    inside: Option<&str>,
-    copy: &CopySettings,
-) -> Result<Option<Box<dyn Target>>, SourceError> {
+fn place_target(place: Place, copy: &CopySettings) -> Result<TreeTarget, SourceError> {
     let what = place.describe();
     let Some(base) = &place.base else {
         return Err(SourceError::hinted(
@@ -468,13 +474,7 @@ fn place_target(
         other => other?,
     };
     let exclude = copy.exclude.clone();
-    Ok(Some(Box::new(TreeTarget {
-        live,
-        what,
-        place: Some(place),
-        inside: inside.map(str::to_owned),
-        exclude,
-    })))
+    Ok(TreeTarget { live, what, place: Some(place), exclude })
 }
 
 /// What a source leaves out.

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::archive::read::{codec_of, decompress};
 use crate::archive::tree::{self, Exclude, TreeRules};
 use crate::archive::unpack::{self, Limits, Survey};
-use crate::change::{self, Change};
+use crate::change::{self, Change, Scratch};
 use crate::docker::{Container, Place};
 use crate::manifest::Component;
 use crate::run_journal::{RunJournal, Step};
@@ -29,6 +29,18 @@ pub struct Work<'a> {
     pub id: &'a str,
     /// Whether what is unpacked is compared with the manifest.
     pub compare: bool,
+    pub wishes: Wishes,
+}
+
+/// What was asked for that only some kinds understand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// A server that does not start: new data directory, which it fills itself, then load.
+    pub fresh: bool,
+    /// Load the export through the server instead of putting its files in place.
+    pub via_export: bool,
+    /// Give roles that are there the attributes and passwords of the backup.
+    pub overwrite_roles: bool,
 }
 
 impl Work<'_> {
@@ -52,7 +64,12 @@ impl Work<'_> {
         })
     }
 
-    fn fact(&self, key: &str) -> Option<u64> {
+    /// The line of the journal for a path that is going to be made.
+    pub fn scratch(&self, path: &Path) -> Step {
+        Step::Scratch { component: self.name.to_owned(), scratch: Scratch::Path { path: path.to_owned() } }
+    }
+
+    pub fn fact(&self, key: &str) -> Option<u64> {
         self.component.facts.get(key).and_then(Value::as_u64)
     }
 }
@@ -70,6 +87,11 @@ pub trait Target {
 
     /// Where every container that mounts it must be stopped meanwhile.
     fn place(&self) -> Option<&Place> {
+        None
+    }
+
+    /// The container of the server that serves it, where the target knows one: whoever depends on it is stopped meanwhile.
+    fn server(&self) -> Option<&Container> {
         None
     }
 
@@ -95,13 +117,14 @@ pub trait Target {
         work: &Work<'_>,
     ) -> Result<Change, SourceError>;
 
-    /// Whether the new data is what is seen where it is used.
+    /// Whether the new data is what is seen where it is used. `containers` had been stopped, and run again unless somebody
+    /// else needs them stopped. Warnings.
     fn check(
         &self,
         context: &Context<'_>,
         work: &Work<'_>,
         containers: &[Container],
-    ) -> Result<(), SourceError>;
+    ) -> Result<Vec<String>, SourceError>;
 }
 
 /// A directory: of a source, of a bind mount, or of a volume that can be reached directly.
@@ -109,8 +132,6 @@ pub struct TreeTarget {
     pub live: PathBuf,
     pub what: String,
     pub place: Option<Place>,
-    /// Path of it in the container that it was found by.
-    pub inside: Option<String>,
     /// What the source leaves out now.
     pub exclude: Exclude,
 }
@@ -201,7 +222,7 @@ impl Target for TreeTarget {
         work: &Work<'_>,
     ) -> Result<Vec<String>, SourceError> {
         let beside = change::beside(&self.live, work.id);
-        journal.record(&Step::Scratch { component: work.name.to_owned(), path: beside.clone() })?;
+        journal.record(&work.scratch(&beside))?;
         std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
             .create(&beside)
             .map_err(|source| SourceError::Place { path: beside.clone(), source })?;
@@ -228,8 +249,8 @@ impl Target for TreeTarget {
         context: &Context<'_>,
         _: &Work<'_>,
         containers: &[Container],
-    ) -> Result<(), SourceError> {
-        let Some(place) = &self.place else { return Ok(()) };
+    ) -> Result<Vec<String>, SourceError> {
+        let Some(place) = &self.place else { return Ok(Vec::new()) };
         let docker = context.docker()?;
         let live = std::fs::metadata(&self.live)
             .map_err(|source| SourceError::Read { what: self.live.display().to_string(), source })?;
@@ -246,7 +267,7 @@ impl Target for TreeTarget {
                 }
             }
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 
@@ -324,7 +345,7 @@ impl Target for SqliteTarget {
         work: &Work<'_>,
     ) -> Result<Vec<String>, SourceError> {
         let new = self.beside(work, "");
-        journal.record(&Step::Scratch { component: work.name.to_owned(), path: new.clone() })?;
+        journal.record(&work.scratch(&new))?;
         self.write(context, work, &new)?;
         self.compare(work, &new)?;
         let put = |source| SourceError::Place { path: new.clone(), source };
@@ -347,12 +368,12 @@ impl Target for SqliteTarget {
             return Ok(Change::Sqlite { live: self.live.clone(), new, old: None });
         }
         let old = self.beside(work, ".old");
-        journal.record(&Step::Scratch { component: work.name.to_owned(), path: old.clone() })?;
+        journal.record(&work.scratch(&old))?;
         change::copy_database(&self.live, &old)?;
         Ok(Change::Sqlite { live: self.live.clone(), new, old: Some(old) })
     }
 
-    fn check(&self, _: &Context<'_>, work: &Work<'_>, _: &[Container]) -> Result<(), SourceError> {
-        self.compare(work, &self.live)
+    fn check(&self, _: &Context<'_>, work: &Work<'_>, _: &[Container]) -> Result<Vec<String>, SourceError> {
+        self.compare(work, &self.live).map(|()| Vec::new())
     }
 }

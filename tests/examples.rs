@@ -87,7 +87,8 @@ fn collect(table: &str, schema: &Value, into: &mut Vec<Key>) {
 }
 
 /// Keys that every type of source has, with the same meaning. The defaults of `critical` and `on_by_default` differ.
-const OF_EVERY_SOURCE: [&str; 5] = ["type", "critical", "on_by_default", "timeout", "idle_timeout"];
+const OF_EVERY_SOURCE: [&str; 6] =
+    ["type", "critical", "on_by_default", "timeout", "idle_timeout", "dependents"];
 
 /// Defaults that depend on the machine, the user, or the name of the table.
 fn depends(key: &Key) -> bool {

@@ -122,9 +122,24 @@ pub struct RestoreArgs {
     /// Leave a component that failed as it is, for a person
     #[arg(long)]
     pub keep: bool,
+    /// PostgreSQL that does not start, or is empty: set its data directory aside, have it make a new one, and load
+    #[arg(long)]
+    pub fresh: bool,
+    /// ChromaDB: load the export into the server, which must be empty, instead of putting its files in place
+    #[arg(long)]
+    pub via_export: bool,
+    /// PostgreSQL roles that are there already: keep them, or give them what the backup has, passwords too
+    #[arg(long, value_enum, default_value_t = Roles::Keep)]
+    pub roles: Roles,
     /// Wait this long for another run to end, such as 12h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub wait: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Roles {
+    Keep,
+    Overwrite,
 }
 
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
-use super::args::{Global, RestoreArgs};
+use super::args::{Global, RestoreArgs, Roles};
 use super::recover::lock;
 use super::session::{Failed, Session, load, load_optional};
 use crate::exit::Exit;
@@ -17,6 +17,7 @@ use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
 use crate::setup::Setup;
 use crate::staging::RunDir;
+use crate::target::Wishes;
 
 pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
@@ -107,6 +108,11 @@ fn request(args: &RestoreArgs) -> Result<Request, Failed> {
         allow_partial: args.allow_partial,
         keep: args.keep,
         no_safety_backup: args.no_safety_backup,
+        wishes: Wishes {
+            fresh: args.fresh,
+            via_export: args.via_export,
+            overwrite_roles: args.roles == Roles::Overwrite,
+        },
     })
 }
 

@@ -1,6 +1,7 @@
 //! Settings of the agent itself: where it works, how it packs, how it reaches Docker.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::section::Section;
 
@@ -66,6 +67,8 @@ pub struct DockerSettings {
     pub socket: Option<String>,
     /// None: any project.
     pub project: Option<String>,
+    /// How long a restore waits for containers that depend on what it restored.
+    pub health_timeout: Duration,
 }
 
 const MAX_THREADS: i64 = 16;
@@ -152,7 +155,12 @@ impl DockerSettings {
         let socket =
             s.text("socket", "Engine socket, such as /var/run/docker.sock; default: DOCKER_HOST or that one");
         let project = s.text("project", "Compose project; default: whichever the containers belong to");
+        let health_timeout = s.duration_or(
+            "health_timeout",
+            Duration::from_secs(120),
+            "How long a restore waits for containers that depend on what it restored",
+        );
         s.finish();
-        Self { socket, project }
+        Self { socket, project, health_timeout }
     }
 }

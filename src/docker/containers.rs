@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bollard::models::{ContainerInspectResponse, ContainerSummary, PortBinding};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, HealthStatusEnum, PortBinding};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 
 use super::client::{Docker, DockerError};
@@ -14,6 +14,7 @@ use crate::run_journal::{Held, How};
 const PROJECT: &str = "com.docker.compose.project";
 const SERVICE: &str = "com.docker.compose.service";
 const NUMBER: &str = "com.docker.compose.container-number";
+const DEPENDS_ON: &str = "com.docker.compose.depends_on";
 
 /// How a source names its container: by name, else by the Compose service.
 #[derive(Debug, Clone)]
@@ -59,6 +60,8 @@ pub struct Container {
     pub image: String,
     pub image_id: String,
     pub state: String,
+    /// What its health check says: `starting`, `healthy`, `unhealthy`; empty where it has none.
+    pub health: String,
     /// When it was last started, as the engine writes it; another value means another life.
     pub started_at: String,
     /// Process number of its first process on the engine's host; 0 while it does not run.
@@ -92,6 +95,17 @@ impl Container {
     /// Compose project that it belongs to.
     pub fn project(&self) -> Option<&str> {
         self.labels.get(PROJECT).map(String::as_str)
+    }
+
+    /// Compose service that it is.
+    pub fn service(&self) -> Option<&str> {
+        self.labels.get(SERVICE).map(String::as_str)
+    }
+
+    /// Services of its project that it needs, as Compose 2 writes them: `db:service_healthy:true,cache:…`.
+    pub fn depends_on(&self) -> Vec<&str> {
+        let all = self.labels.get(DEPENDS_ON).map_or("", String::as_str);
+        all.split(',').filter_map(|d| d.split(':').next()).filter(|d| !d.is_empty()).collect()
     }
 
     /// Whether its process number means its process here too, and not that of somebody else.
@@ -174,7 +188,7 @@ impl Docker {
     }
 
     /// Containers that can write now or soon. Paused ones cannot.
-    pub(super) fn active(&self) -> Result<Vec<Container>, DockerError> {
+    pub fn active(&self) -> Result<Vec<Container>, DockerError> {
         let options = ListContainersOptionsBuilder::default().build();
         let listed = self.call("listing containers", self.api.list_containers(Some(options)))?;
         let mut active = Vec::new();
@@ -183,6 +197,17 @@ impl Docker {
             active.extend(self.look(id)?.filter(Container::is_active));
         }
         Ok(active)
+    }
+
+    /// Every container, whatever its state.
+    pub(super) fn all(&self) -> Result<Vec<Container>, DockerError> {
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let listed = self.call("listing containers", self.api.list_containers(Some(options)))?;
+        let mut all = Vec::new();
+        for id in listed.iter().filter_map(|c| c.id.as_deref()) {
+            all.extend(self.look(id)?);
+        }
+        Ok(all)
     }
 
     pub(super) fn paused(&self) -> Result<Vec<Container>, DockerError> {
@@ -286,6 +311,7 @@ fn convert(raw: ContainerInspectResponse) -> Container {
         image: config.image.unwrap_or_default(),
         image_id: raw.image.unwrap_or_default(),
         state: state.status.map(|s| s.to_string()).unwrap_or_default(),
+        health: health(state.health.and_then(|h| h.status)),
         started_at: state.started_at.unwrap_or_default(),
         pid: state.pid.and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
         auto_remove: host.auto_remove.unwrap_or(false),
@@ -301,6 +327,12 @@ fn convert(raw: ContainerInspectResponse) -> Container {
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         mounts,
     }
+}
+
+/// "none" is the engine's word for a container without a check.
+fn health(status: Option<HealthStatusEnum>) -> String {
+    let word = status.map(|s| s.to_string()).unwrap_or_default();
+    if word == "none" { String::new() } else { word }
 }
 
 /// `{"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8001"}]}` as pairs.

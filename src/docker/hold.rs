@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -78,7 +78,9 @@ impl Hint for HoldError {
 
 /// All holds of one run.
 pub struct Holds<'a> {
-    journal: RunJournal,
+    journal: Arc<RunJournal>,
+    /// The holds of the run that this one is a part of: they begin and end the journal.
+    parent: Option<&'a Holds<'a>>,
     /// Program and arguments of the guardian of this run.
     guard: (PathBuf, Vec<std::ffi::OsString>),
     monitor: &'a dyn Monitor,
@@ -112,10 +114,31 @@ struct Entry {
 }
 
 /// Whose containers are held.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Whom {
-    Writers,
-    Everybody,
+#[derive(Clone, Copy)]
+enum Whom<'a> {
+    /// Those that can write at a place.
+    Writers(&'a Place),
+    /// Those that have anything of it mounted.
+    Everybody(&'a Place),
+    /// These, by their ids.
+    These(&'a [Container]),
+}
+
+impl Whom<'_> {
+    fn concerns(&self, c: &Container, devices: &Devices) -> bool {
+        match self {
+            Self::Writers(place) => place.is_written_by(c, devices),
+            Self::Everybody(place) => place.is_mounted_by(c, devices),
+            Self::These(containers) => containers.iter().any(|other| other.id == c.id),
+        }
+    }
+
+    fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Writers(place) | Self::Everybody(place) => Some(place),
+            Self::These(_) => None,
+        }
+    }
 }
 
 /// Longer than any restore takes.
@@ -148,7 +171,20 @@ impl<'a> Holds<'a> {
         guard: (PathBuf, Vec<std::ffi::OsString>),
         monitor: &'a dyn Monitor,
     ) -> Self {
-        Self { journal, guard, monitor, table: Mutex::default(), changed: Condvar::new() }
+        let journal = Arc::new(journal);
+        Self { journal, parent: None, guard, monitor, table: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Holds of an operation inside another: it knows nothing of what the other holds, and both share one journal.
+    pub fn inner(&self) -> Holds<'_> {
+        Holds {
+            journal: self.journal.clone(),
+            parent: Some(self),
+            guard: self.guard.clone(),
+            monitor: self.monitor,
+            table: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -192,7 +228,7 @@ impl<'a> Holds<'a> {
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<Hold<'_>, HoldError> {
-        self.hold_as(docker, place, Whom::Writers, how, limit, cancel)
+        self.hold_as(docker, Whom::Writers(place), how, limit, cancel)
     }
 
     /// Stops every container that has anything of `place` mounted, for as long as it takes: nobody goes on with a
@@ -204,21 +240,30 @@ impl<'a> Holds<'a> {
                 return Err(HoldError::Paused { name: container.name });
             }
         }
-        self.hold_as(docker, place, Whom::Everybody, How::Stop, FOR_EVER, cancel)
+        self.hold_as(docker, Whom::Everybody(place), How::Stop, FOR_EVER, cancel)
+    }
+
+    /// Stops those of these containers that run, in this order, for as long as it takes.
+    pub fn stop_these(
+        &self,
+        docker: &Docker,
+        containers: &[Container],
+        cancel: &Cancel,
+    ) -> Result<Hold<'_>, HoldError> {
+        self.hold_as(docker, Whom::These(containers), How::Stop, FOR_EVER, cancel)
     }
 
     fn hold_as(
         &self,
         docker: &Docker,
-        place: &Place,
-        whom: Whom,
+        whom: Whom<'_>,
         how: How,
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<Hold<'_>, HoldError> {
         let devices = docker.devices()?;
         let own_cancel = cancel.child();
-        let (number, wanted, fresh) = self.reserve(docker, place, &devices, whom, how, limit, &own_cancel)?;
+        let (number, wanted, fresh) = self.reserve(docker, &devices, whom, how, limit, &own_cancel)?;
         let mut hold = Hold {
             holds: self,
             number,
@@ -227,7 +272,7 @@ impl<'a> Holds<'a> {
             complete: Timestamp::now(),
             limit,
             docker: docker.undisturbed(),
-            place: place.clone(),
+            place: whom.place().cloned(),
             devices,
             wanted,
             cancel: own_cancel,
@@ -245,26 +290,24 @@ impl<'a> Holds<'a> {
         Ok(hold)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all of them are what one hold is about")]
     /// Enters a new hold into the table, once nobody is in the way; what is to be held, and what of it is not yet.
     fn reserve(
         &self,
         docker: &Docker,
-        place: &Place,
         devices: &Devices,
-        whom: Whom,
+        whom: Whom<'_>,
         how: How,
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<(u64, Vec<Container>, Vec<Container>), HoldError> {
-        let concerns = |c: &Container| match whom {
-            Whom::Writers => place.is_written_by(c, devices),
-            Whom::Everybody => place.is_mounted_by(c, devices),
-        };
+        let concerns = |c: &Container| whom.concerns(c, devices);
         loop {
             cancel.check()?;
             let changes = self.table().changes;
-            let running: Vec<Container> = docker.active()?.into_iter().filter(concerns).collect();
+            let mut running: Vec<Container> = docker.active()?.into_iter().filter(concerns).collect();
+            if let Whom::These(order) = whom {
+                running.sort_by_key(|c| order.iter().position(|other| other.id == c.id));
+            }
             let mut table = self.table();
             if table.changes != changes {
                 continue;
@@ -349,6 +392,9 @@ impl<'a> Holds<'a> {
 
     /// Before the first act of the run: its first line in the journal, and its guardian.
     fn begin(&self, docker: Option<&Docker>) -> Result<(), HoldError> {
+        if let Some(parent) = self.parent {
+            return parent.begin(docker);
+        }
         let mut table = self.table();
         if !table.begun {
             // First, so that there is no journal that nobody looks after.
@@ -583,7 +629,7 @@ pub struct Hold<'a> {
     complete: Timestamp,
     limit: Duration,
     docker: Docker,
-    place: Place,
+    place: Option<Place>,
     devices: Devices,
     wanted: Vec<Container>,
     cancel: Cancel,
@@ -619,18 +665,28 @@ impl Hold<'_> {
         &self.wanted
     }
 
-    /// Starts the containers, and sees whether they run. The journal still has them as held.
+    fn not_held_by_others(&self) -> Vec<&Container> {
+        let table = self.holds.table();
+        let ours_alone = |c: &&Container| {
+            table.held.get(&c.id).is_none_or(|e| e.holders.iter().all(|n| *n == self.number))
+        };
+        self.wanted.iter().filter(ours_alone).collect()
+    }
+
+    /// Starts the containers that nobody else needs stopped, and sees whether they run. The journal still has them as
+    /// held.
     pub fn start(&self) -> Result<(), HoldError> {
-        for container in self.wanted.iter().rev() {
+        let wanted = self.not_held_by_others();
+        for container in wanted.iter().rev() {
             let name = || container.name.clone();
             self.docker
                 .let_go(&container.to_held(How::Stop))
                 .map_err(|e| HoldError::DoesNotRun { name: name(), why: chain(&e) })?;
         }
         let until = Instant::now() + STEADY;
-        while !self.wanted.is_empty() && Instant::now() < until {
+        while !wanted.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(200));
-            for container in &self.wanted {
+            for container in &wanted {
                 let state = self.docker.look(&container.id)?.map_or("gone".to_owned(), |c| c.state);
                 if state != "running" {
                     let why = format!("it is {state}");
@@ -694,7 +750,8 @@ impl Hold<'_> {
                 _ => {}
             }
         }
-        if let Some(container) = self.docker.writers(&self.place, &self.devices)?.first() {
+        let Some(place) = &self.place else { return Ok(()) };
+        if let Some(container) = self.docker.writers(place, &self.devices)?.first() {
             return disturbed(&container.name, "was started");
         }
         // What came and went, or was continued and held again.
@@ -703,9 +760,9 @@ impl Hold<'_> {
                 return disturbed(&ours.name, continued);
             }
             let writes = match self.docker.look(&woken.id)? {
-                Some(container) => self.place.is_written_by(&container, &self.devices),
+                Some(container) => place.is_written_by(&container, &self.devices),
                 // What the engine tells of a mount is all that is left of it.
-                None => self.place.volume().is_some_and(|v| woken.volumes.contains(v)),
+                None => place.volume().is_some_and(|v| woken.volumes.contains(v)),
             };
             if writes {
                 return disturbed(&woken.name, "was started");

@@ -188,6 +188,12 @@ impl Docker {
         Ok(options.get("type").is_some_and(|t| matches!(t.as_str(), "tmpfs" | "ramfs")))
     }
 
+    /// Containers that have anything of `place` mounted, whatever their state.
+    pub fn mounting(&self, place: &Place) -> Result<Vec<Container>, DockerError> {
+        let devices = self.devices()?;
+        Ok(self.all()?.into_iter().filter(|c| place.is_mounted_by(c, &devices)).collect())
+    }
+
     pub fn devices(&self) -> Result<Devices, DockerError> {
         let with_device = |v: Volume| Some((v.name.clone(), bind_device(&v)?));
         Ok(Devices(self.volumes()?.into_iter().filter_map(with_device).collect()))

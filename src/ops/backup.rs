@@ -285,6 +285,19 @@ pub fn run(
     outcome.map(|outcome| Outcome { left_held, ..outcome })
 }
 
+/// The same inside another operation, which has the guard and may hold containers meanwhile.
+pub(super) fn run_inside(
+    setup: &Setup,
+    plan: &BackupPlan<'_>,
+    holds: &Holds<'_>,
+    world: &World<'_>,
+) -> Result<Outcome, BackupError> {
+    let holds = holds.inner();
+    let outcome = run_with(setup, plan, &holds, world);
+    let left_held = holds.finish();
+    outcome.map(|outcome| Outcome { left_held, ..outcome })
+}
+
 fn run_with(
     setup: &Setup,
     plan: &BackupPlan<'_>,

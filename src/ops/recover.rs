@@ -41,8 +41,7 @@ pub fn pending(dirs: &Dirs) -> Vec<String> {
                     if c.committed { "not cleared up" } else { "broken off" }
                 )
             });
-            let scratch =
-                pending.scratch.iter().map(|(_, p)| format!("{} was left by a restore", p.display()));
+            let scratch = pending.scratch.iter().map(|(_, s)| format!("{s} was left by a restore"));
             let held = pending.held.iter().map(|h| format!("{} is held by a killed run", h.name));
             let helpers = pending.helpers.iter().map(|h| format!("{} was made by a killed run", h.name));
             changes.chain(scratch).chain(held).chain(helpers).collect()
@@ -196,8 +195,8 @@ fn settle_all(
     let mut settled: Vec<&str> = Vec::new();
     for c in pending.changes.iter().rev() {
         let (outcome, verb) = match c.committed {
-            true => (c.finish(), "finished"),
-            false => (c.change.undo(), "undone: the old data is back"),
+            true => (c.finish(docker), "finished"),
+            false => (c.change.undo(docker), "undone: the old data is back"),
         };
         match outcome {
             Ok(()) => {
@@ -213,10 +212,10 @@ fn settle_all(
             }
         }
     }
-    for (component, path) in &pending.scratch {
-        match remove_any(path) {
+    for (component, scratch) in &pending.scratch {
+        match scratch.remove(docker) {
             Ok(()) => settled.push(component),
-            Err(e) => leave(done, monitor, format!("{} could not be removed: {e}", path.display())),
+            Err(e) => leave(done, monitor, format!("{scratch} could not be removed: {}", chain(&e))),
         }
     }
     if done.left.len() > before {
@@ -244,19 +243,6 @@ fn stop_again(journal: &RunJournal, docker: &Docker, held: &Held) -> Result<(), 
     };
     journal.record(&Step::Hold(container.to_held(How::Stop)))?;
     Ok(docker.take_hold(&container, How::Stop)?)
-}
-
-/// A file, or a directory with all in it; one that is not there is fine.
-pub(super) fn remove_any(path: &std::path::Path) -> std::io::Result<()> {
-    let outcome = match path.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(e) => Err(e),
-    };
-    match outcome {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 fn leave(done: &mut Recovered, monitor: &dyn Monitor, text: String) {

@@ -2,7 +2,9 @@
 //! everything is fetched, compared and read through before anything is touched; the old data is saved and stays beside
 //! until the new one is proved; and each component is wholly old or wholly new, also after a kill.
 
+mod dependents;
 mod fetch;
+mod put;
 mod safety;
 
 use std::path::{Path, PathBuf};
@@ -13,16 +15,15 @@ use super::World;
 use super::backup::{connect_if, context, holds, own_dirs_of};
 use super::find::Found;
 use crate::cancel::{Cancel, Interrupted};
-use crate::docker::hold::{Hold, Holds};
-use crate::docker::{Docker, DockerError};
+use crate::docker::hold::{HoldError, Holds};
+use crate::docker::{Container, Docker, DockerError};
 use crate::hint::{Hint, chain};
 use crate::manifest::{Component, ComponentState, Manifest, State};
 use crate::progress::{Event, What};
 use crate::run_guard::RunGuard;
-use crate::run_journal::Step;
 use crate::setup::Setup;
 use crate::source::{Configured, Context, SourceError};
-use crate::target::{Existing, Target, Work};
+use crate::target::{Existing, Target, Wishes, Work};
 use crate::units::show_bytes;
 
 pub use fetch::{FetchError, Fetched, fetch};
@@ -42,6 +43,7 @@ pub struct Request {
     /// Leave a failed component as it is, for a person.
     pub keep: bool,
     pub no_safety_backup: bool,
+    pub wishes: Wishes,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,10 @@ pub enum RestoreError {
     Fetch(#[from] FetchError),
     #[error(transparent)]
     Staging(#[from] crate::staging::StagingError),
+    #[error(transparent)]
+    Hold(HoldError),
+    #[error(transparent)]
+    Docker(DockerError),
     #[error("{name} is not in {backup}")]
     NoComponent { name: String, backup: String, known: String },
     #[error("{backup} is partial: it lacks {missing}")]
@@ -68,11 +74,31 @@ pub enum RestoreError {
     },
 }
 
+impl From<HoldError> for RestoreError {
+    fn from(e: HoldError) -> Self {
+        match e {
+            HoldError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Hold(e),
+        }
+    }
+}
+
+impl From<DockerError> for RestoreError {
+    fn from(e: DockerError) -> Self {
+        match e {
+            DockerError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Docker(e),
+        }
+    }
+}
+
 impl Hint for RestoreError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Fetch(e) => return e.hint(),
             Self::Staging(e) => return e.hint(),
+            Self::Hold(e) => return e.hint(),
+            Self::Docker(e) => return e.hint(),
             Self::NoComponent { known, .. } => format!("it has: {known}"),
             Self::Partial { .. } => {
                 "choose another backup (tars-backup list), or take what there is with --allow-partial".into()
@@ -184,6 +210,8 @@ pub struct RestoreOutcome {
     /// Where the data that was replaced is saved.
     pub safety_copy: Option<String>,
     pub left_held: Vec<String>,
+    /// What is wrong with containers that depend on what was restored.
+    pub unhealthy: Vec<String>,
 }
 
 impl RestoreOutcome {
@@ -192,7 +220,7 @@ impl RestoreOutcome {
     }
 
     pub fn is_whole(&self) -> bool {
-        self.left_held.is_empty() && self.restored() == self.components.len()
+        self.left_held.is_empty() && self.unhealthy.is_empty() && self.restored() == self.components.len()
     }
 }
 
@@ -270,7 +298,7 @@ impl<'a> Restore<'a> {
                 ),
             };
         }
-        let ready = source.target(&context).and_then(|target| {
+        let ready = source.target(&context, chosen.component).and_then(|target| {
             let Some(target) = target else { return Ok(None) };
             let work = self.work_of(chosen);
             let (disk, bytes) = target.survey(&context, &work)?;
@@ -297,6 +325,7 @@ impl<'a> Restore<'a> {
             dir: self.fetched.dir(),
             id: &self.fetched.id,
             compare: !self.request.skip_validation,
+            wishes: self.request.wishes,
         }
     }
 
@@ -306,7 +335,9 @@ impl<'a> Restore<'a> {
         let mut lines = Vec::new();
         for part in self.parts()? {
             let c = part.chosen.component;
-            let then = format!("{} files, {}", c.files, show_bytes(c.bytes_in));
+            let version = c.facts.get("server_version").and_then(serde_json::Value::as_str);
+            let version = version.map_or_else(String::new, |v| format!(", of version {v}"));
+            let then = format!("{} files, {}{version}", c.files, show_bytes(c.bytes_in));
             let mut line = PlanLine {
                 component: part.chosen.name.to_owned(),
                 target: None,
@@ -348,7 +379,26 @@ impl<'a> Restore<'a> {
         self.world
             .monitor
             .event(Event::new(What::RestoreStarted, format!("Restore of {backup} started")).backup(&backup));
-        let parts = self.parts()?;
+        let outcome = self.run_parts(&self.parts()?);
+        if outcome.is_err() {
+            // What the interrupt left beside live data goes now, and not when somebody looks after us.
+            let world = self.world;
+            let dirs = self.setup.agent.dirs();
+            super::recover::recover(&dirs, guard, world.runtime, &Cancel::default(), world.monitor)?;
+        }
+        let left_held = self.holds.finish();
+        outcome.map(|outcome| RestoreOutcome { left_held, ..outcome })
+    }
+
+    fn run_parts(&self, parts: &[Part<'_>]) -> Result<RestoreOutcome, RestoreError> {
+        let dependents = self.dependents(parts)?;
+        let stopped = match self.docker.as_ref() {
+            Ok(docker) if !dependents.is_empty() => {
+                self.world.monitor.phase("stopping what depends on the data", None);
+                Some(self.holds.stop_these(docker, &dependents, self.world.cancel)?)
+            }
+            _ => None,
+        };
         // Where nothing is, there is nothing to save.
         let saved = |p: &&Part<'_>| match &p.action {
             Ok(Action::Put(target)) => !matches!(target.existing(&self.context()), Ok(Existing::Nothing)),
@@ -357,27 +407,38 @@ impl<'a> Restore<'a> {
         let put: Vec<&str> = parts.iter().filter(saved).map(|p| p.chosen.name).collect();
         let safety = match self.request.no_safety_backup || put.is_empty() {
             true => safety::Safety::default(),
-            false => safety::copy(self.setup, &put, guard, self.world)?,
+            false => safety::copy(self.setup, &put, &self.holds, self.world)?,
         };
-        let components: Result<Vec<_>, RestoreError> = parts
-            .iter()
-            .map(|part| {
-                self.world.cancel.check()?;
-                self.one(part, &safety)
-            })
-            .collect();
-        if components.is_err() {
-            // What the interrupt left beside live data goes now, and not when somebody looks after us.
-            let world = self.world;
-            let dirs = self.setup.agent.dirs();
-            super::recover::recover(&dirs, guard, world.runtime, &Cancel::default(), world.monitor)?;
+        let mut components = Vec::new();
+        let mut unseen = Vec::new();
+        for part in parts {
+            self.world.cancel.check()?;
+            let (outcome, containers) = self.one(part, &safety)?;
+            components.push(outcome);
+            unseen.push(containers.into_iter().filter(|c| dependents.iter().any(|d| d.id == c.id)).collect());
         }
-        let left_held = self.holds.finish();
-        Ok(RestoreOutcome { backup, components: components?, safety_copy: safety.archive, left_held })
+        if let Some(stopped) = stopped {
+            stopped.end();
+        }
+        let unhealthy = self.health(&dependents, parts, &unseen)?;
+        let backup = self.fetched.manifest.backup_name.to_string();
+        Ok(RestoreOutcome {
+            backup,
+            components,
+            safety_copy: safety.archive,
+            left_held: Vec::new(),
+            unhealthy,
+        })
     }
 
-    fn one(&self, part: &Part<'_>, safety: &safety::Safety) -> Result<ComponentOutcome, RestoreError> {
+    /// How it came out, and the containers that were stopped for it.
+    fn one(
+        &self,
+        part: &Part<'_>,
+        safety: &safety::Safety,
+    ) -> Result<(ComponentOutcome, Vec<Container>), RestoreError> {
         let name = part.chosen.name;
+        let mut containers = Vec::new();
         let mut outcome = ComponentOutcome {
             component: name.to_owned(),
             fate: Fate::NotRestored,
@@ -394,7 +455,10 @@ impl<'a> Restore<'a> {
             Ok(Action::Put(target)) => {
                 let keep_old = safety.lacks(name);
                 match self.put(target.as_ref(), part.chosen, keep_old, &mut outcome) {
-                    Ok(()) => outcome.fate = Fate::Restored,
+                    Ok(stopped) => {
+                        outcome.fate = Fate::Restored;
+                        containers = stopped;
+                    }
                     Err(SourceError::Interrupted(i)) => return Err(i.into()),
                     Err(e) => {
                         if outcome.fate == Fate::NotRestored {
@@ -419,7 +483,7 @@ impl<'a> Restore<'a> {
             }
         };
         self.world.monitor.event(event.component(name));
-        Ok(outcome)
+        Ok((outcome, containers))
     }
 
     fn refer(&self, files: &[(String, PathBuf)]) -> Result<(), SourceError> {
@@ -435,119 +499,6 @@ impl<'a> Restore<'a> {
             file.persist(&to).map_err(|e| put(e.error))?;
         }
         Ok(())
-    }
-
-    /// One component, from the first byte beside the live data to the last of the old.
-    fn put(
-        &self,
-        target: &dyn Target,
-        chosen: &Chosen<'_>,
-        keep_old: bool,
-        outcome: &mut ComponentOutcome,
-    ) -> Result<(), SourceError> {
-        let context = self.context();
-        let work = self.work_of(chosen);
-        let journal = self.holds.journal();
-        let component = || chosen.name.to_owned();
-        self.holds.begin_changes(self.docker.as_ref().ok())?;
-        self.world.monitor.phase(&format!("restoring {}", chosen.name), Some(chosen.component.bytes_in));
-        let prepared = target.prepare(&context, journal, &work);
-        match prepared {
-            Ok(warnings) => outcome.warnings.extend(warnings),
-            Err(e) => {
-                self.clear_scratch(chosen.name, &mut outcome.warnings);
-                return Err(e);
-            }
-        }
-        let hold = match target.place() {
-            Some(place) => match self.holds.stop_all(context.docker()?, place, self.world.cancel) {
-                Ok(hold) => Some(hold),
-                Err(e) => {
-                    self.clear_scratch(chosen.name, &mut outcome.warnings);
-                    return Err(e.into());
-                }
-            },
-            None => None,
-        };
-        let change = match target.change(&context, journal, &work) {
-            Ok(change) => change,
-            Err(e) => {
-                self.clear_scratch(chosen.name, &mut outcome.warnings);
-                end(hold);
-                return Err(e);
-            }
-        };
-        journal.record(&Step::Change { component: component(), change: change.clone() })?;
-        // From here on, only what is said below is known to be there.
-        outcome.fate = Fate::Kept;
-        let live = (|| -> Result<(), SourceError> {
-            change.apply()?;
-            if let Some(hold) = &hold {
-                hold.start()?;
-            }
-            target.check(&context, &work, hold.as_ref().map_or(&[], |h| h.containers()))
-        })();
-        if let Err(e) = live {
-            if self.request.keep {
-                outcome.fate = Fate::Kept;
-                if let Some(old) = change.keep(work.id)? {
-                    outcome.warnings.push(format!("the old data is in {}", old.display()));
-                }
-                journal.record(&Step::Settled { component: component() })?;
-                end(hold);
-                return Err(e);
-            }
-            let undone = (|| -> Result<(), SourceError> {
-                if let Some(hold) = &hold {
-                    hold.stop()?;
-                }
-                Ok(change.undo()?)
-            })();
-            if let Err(worse) = undone {
-                // The journal still has it, and recover tries again; until then nobody may use that data.
-                if let Some(hold) = hold {
-                    hold.abandon(&format!("the old data could not be brought back: {}", chain(&worse)));
-                }
-                return Err(worse);
-            }
-            outcome.fate = Fate::RolledBack;
-            journal.record(&Step::Settled { component: component() })?;
-            end(hold);
-            return Err(e);
-        }
-        let keep = keep_old.then(|| work.id.to_owned());
-        journal.record(&Step::Committed { component: component(), keep })?;
-        match keep_old {
-            true => outcome.warnings.extend(change.keep(work.id)?.map(|old| {
-                format!(
-                    "no safety copy could be made of what was there; it is kept in {}: remove it when all is well",
-                    old.display()
-                )
-            })),
-            false => change.finish()?,
-        }
-        journal.record(&Step::Settled { component: component() })?;
-        end(hold);
-        Ok(())
-    }
-
-    /// Removes what lies beside the live data of a component that was never changed.
-    fn clear_scratch(&self, component: &str, warnings: &mut Vec<String>) {
-        let Ok(pending) = self.holds.journal().pending() else { return };
-        for (_, path) in pending.scratch.iter().filter(|(c, _)| c == component) {
-            if let Err(e) = super::recover::remove_any(path) {
-                warnings.push(format!("{} could not be removed: {e}", path.display()));
-                return;
-            }
-        }
-        // If it cannot be written, recover looks again and finds nothing.
-        let _ = self.holds.journal().record(&Step::Settled { component: component.to_owned() });
-    }
-}
-
-fn end(hold: Option<Hold<'_>>) {
-    if let Some(hold) = hold {
-        hold.end();
     }
 }
 
@@ -586,6 +537,7 @@ pub fn write_to(
             dir: fetched.dir(),
             id: &fetched.id,
             compare: !request.skip_validation,
+            wishes: request.wishes,
         };
         let mut outcome = ComponentOutcome {
             component: c.name.to_owned(),
@@ -605,7 +557,7 @@ pub fn write_to(
         components.push(outcome);
     }
     let backup = fetched.manifest.backup_name.to_string();
-    Ok(RestoreOutcome { backup, components, safety_copy: None, left_held: Vec::new() })
+    Ok(RestoreOutcome { backup, components, safety_copy: None, left_held: Vec::new(), unhealthy: Vec::new() })
 }
 
 /// Copies of one backup, the nearest first.

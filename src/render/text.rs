@@ -207,7 +207,7 @@ pub fn restore_outcome(o: &RestoreOutcome) -> String {
         }
     }
     out.extend(o.safety_copy.iter().map(|path| format!("  what was there before: {path}\n")));
-    out.extend(o.left_held.iter().map(|text| format!("  {text}\n")));
+    out.extend(o.left_held.iter().chain(&o.unhealthy).map(|text| format!("  {text}\n")));
     out
 }
 

@@ -102,7 +102,11 @@ impl Directory {
 }
 
 impl Source for Directory {
-    fn target(&self, context: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+    fn target<'a>(
+        &'a self,
+        context: &Context<'_>,
+        _: &Component,
+    ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
         if self.mode == Mode::Inventory {
             return Ok(None);
         }
@@ -113,7 +117,6 @@ impl Source for Directory {
             live: self.path.clone(),
             what: format!("directory {}", self.path.display()),
             place: None,
-            inside: None,
             exclude: self.exclude.clone(),
         })))
     }

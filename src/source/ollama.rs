@@ -64,9 +64,13 @@ impl Ollama {
 }
 
 impl Source for Ollama {
-    fn target(&self, context: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
-        let (_, path, place) = self.find(context)?;
-        place_target(place, Some(&path), &self.copy)
+    fn target<'a>(
+        &'a self,
+        context: &Context<'_>,
+        _: &Component,
+    ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
+        let (_, _, place) = self.find(context)?;
+        Ok(Some(Box::new(place_target(place, &self.copy)?)))
     }
 
     fn needs_docker(&self) -> bool {

@@ -105,7 +105,11 @@ impl Sqlite {
 }
 
 impl Source for Sqlite {
-    fn target(&self, _: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+    fn target<'a>(
+        &'a self,
+        _: &Context<'_>,
+        _: &Component,
+    ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
         Ok(Some(Box::new(SqliteTarget { live: self.path.clone() })))
     }
 

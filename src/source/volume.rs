@@ -90,9 +90,13 @@ impl Volume {
 }
 
 impl Source for Volume {
-    fn target(&self, context: &Context<'_>) -> Result<Option<Box<dyn Target>>, SourceError> {
+    fn target<'a>(
+        &'a self,
+        context: &Context<'_>,
+        _: &Component,
+    ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
         let (_, place, _) = self.find(context)?;
-        place_target(place, self.inside.as_ref().map(|(_, path)| path.as_str()), &self.copy)
+        Ok(Some(Box::new(place_target(place, &self.copy)?)))
     }
 
     fn needs_docker(&self) -> bool {

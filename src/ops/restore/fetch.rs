@@ -23,7 +23,6 @@ use crate::legacy;
 use crate::manifest::Manifest;
 use crate::ops::World;
 use crate::ops::find::Found;
-use crate::ops::recover::remove_any;
 use crate::source::SourceError;
 use crate::staging::RunDir;
 use crate::store::StoreError;
@@ -183,6 +182,19 @@ fn clear(dir: &Path) -> Result<(), FetchError> {
         remove_any(&entry.map_err(failed)?.path()).map_err(failed)?;
     }
     Ok(())
+}
+
+/// A file, or a directory with all in it; one that is not there is fine.
+fn remove_any(path: &Path) -> io::Result<()> {
+    let outcome = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match outcome {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn member(

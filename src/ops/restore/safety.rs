@@ -8,11 +8,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::RestoreError;
+use crate::docker::hold::Holds;
 use crate::id::BackupName;
 use crate::manifest::ComponentState;
 use crate::ops::World;
 use crate::ops::backup::{self, BackupError, Request};
-use crate::run_guard::RunGuard;
 use crate::setup::Setup;
 use crate::staging::make_private;
 
@@ -37,7 +37,7 @@ const YOUNG: Duration = Duration::from_secs(14 * 24 * 3600);
 pub(super) fn copy(
     setup: &Setup,
     components: &[&str],
-    guard: &RunGuard,
+    holds: &Holds<'_>,
     world: &World<'_>,
 ) -> Result<Safety, RestoreError> {
     let dir = setup.agent.state_dir.join("pre-restore");
@@ -54,7 +54,7 @@ pub(super) fn copy(
         Ok(plan) => plan,
         Err(_) => return Ok(Safety { archive: None, lacking: all() }),
     };
-    let outcome = match backup::run(setup, &plan, guard, world) {
+    let outcome = match backup::run_inside(setup, &plan, holds, world) {
         Ok(outcome) => outcome,
         Err(BackupError::Interrupted(i)) => return Err(i.into()),
         Err(_) => return Ok(Safety { archive: None, lacking: all() }),

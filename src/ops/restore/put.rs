@@ -1,0 +1,142 @@
+//! One component put in place: from the first byte beside the live data to the last of the old. What could go wrong: a
+//! component that is half old and half new; so each step is in the journal before its act, the old data stays until the
+//! new one is proved, and what fails is taken back as a whole.
+
+use super::{Chosen, ComponentOutcome, Fate, Restore};
+use crate::change::Change;
+use crate::docker::Container;
+use crate::docker::hold::Hold;
+use crate::hint::chain;
+use crate::run_journal::{JournalError, Step};
+use crate::source::SourceError;
+use crate::target::{Target, Work};
+
+impl Restore<'_> {
+    /// The containers that were stopped for it. What is known of the component, also when it failed, is in `outcome`.
+    pub(super) fn put(
+        &self,
+        target: &dyn Target,
+        chosen: &Chosen<'_>,
+        keep_old: bool,
+        outcome: &mut ComponentOutcome,
+    ) -> Result<Vec<Container>, SourceError> {
+        let work = self.work_of(chosen);
+        let journal = self.holds.journal();
+        let engine = self.docker.as_ref().ok();
+        self.holds.begin_changes(engine)?;
+        self.world.monitor.phase(&format!("restoring {}", chosen.name), Some(chosen.component.bytes_in));
+        let (hold, change) = match self.make_ready(target, &work, outcome) {
+            Ok(ready) => ready,
+            Err(e) => {
+                self.clear_scratch(chosen.name, &mut outcome.warnings);
+                return Err(e);
+            }
+        };
+        journal.record(&Step::Change { component: chosen.name.to_owned(), change: change.clone() })?;
+        // From here on, only what is said below is known to be there.
+        outcome.fate = Fate::Kept;
+        let containers = hold.as_ref().map_or(Vec::new(), |h| h.containers().to_vec());
+        match self.make_live(target, &work, &change, hold.as_ref()) {
+            Ok(warnings) => outcome.warnings.extend(warnings),
+            Err(e) if self.request.keep => {
+                if let Some(old) = change.keep(work.id, engine)? {
+                    outcome.warnings.push(format!("the old data is in {old}"));
+                }
+                self.settled(chosen.name)?;
+                end(hold);
+                return Err(e);
+            }
+            Err(e) => {
+                self.take_back(chosen.name, &change, hold)?;
+                outcome.fate = Fate::RolledBack;
+                return Err(e);
+            }
+        }
+        let keep = keep_old.then(|| work.id.to_owned());
+        journal.record(&Step::Committed { component: chosen.name.to_owned(), keep })?;
+        match keep_old {
+            true => outcome.warnings.extend(change.keep(work.id, engine)?.map(|old| {
+                format!("no safety copy could be made of what was there; it is kept in {old}: remove it when all is well")
+            })),
+            false => change.finish(engine)?,
+        }
+        self.settled(chosen.name)?;
+        end(hold);
+        Ok(containers)
+    }
+
+    /// The new data beside the old, everybody stopped who uses it, and the change that will make it live.
+    fn make_ready(
+        &self,
+        target: &dyn Target,
+        work: &Work<'_>,
+        outcome: &mut ComponentOutcome,
+    ) -> Result<(Option<Hold<'_>>, Change), SourceError> {
+        let context = self.context();
+        let journal = self.holds.journal();
+        outcome.warnings.extend(target.prepare(&context, journal, work)?);
+        let hold = match target.place() {
+            Some(place) => Some(self.holds.stop_all(context.docker()?, place, self.world.cancel)?),
+            None => None,
+        };
+        let change = target.change(&context, journal, work)?;
+        Ok((hold, change))
+    }
+
+    fn make_live(
+        &self,
+        target: &dyn Target,
+        work: &Work<'_>,
+        change: &Change,
+        hold: Option<&Hold<'_>>,
+    ) -> Result<Vec<String>, SourceError> {
+        change.apply(self.docker.as_ref().ok())?;
+        if let Some(hold) = hold {
+            hold.start()?;
+        }
+        target.check(&self.context(), work, hold.map_or(&[], |h| h.containers()))
+    }
+
+    /// The old data again, and whoever was stopped for it runs with it.
+    fn take_back(&self, component: &str, change: &Change, hold: Option<Hold<'_>>) -> Result<(), SourceError> {
+        let undone = (|| -> Result<(), SourceError> {
+            if let Some(hold) = &hold {
+                hold.stop()?;
+            }
+            Ok(change.undo(self.docker.as_ref().ok())?)
+        })();
+        if let Err(worse) = undone {
+            // The journal still has it, and recover tries again; until then nobody may use that data.
+            if let Some(hold) = hold {
+                hold.abandon(&format!("the old data could not be brought back: {}", chain(&worse)));
+            }
+            return Err(worse);
+        }
+        self.settled(component)?;
+        end(hold);
+        Ok(())
+    }
+
+    fn settled(&self, component: &str) -> Result<(), JournalError> {
+        self.holds.journal().record(&Step::Settled { component: component.to_owned() })
+    }
+
+    /// Removes what lies beside the live data of a component that was never changed.
+    fn clear_scratch(&self, component: &str, warnings: &mut Vec<String>) {
+        let Ok(pending) = self.holds.journal().pending() else { return };
+        for (_, scratch) in pending.scratch.iter().filter(|(c, _)| c == component) {
+            if let Err(e) = scratch.remove(self.docker.as_ref().ok()) {
+                warnings.push(format!("{scratch} could not be removed: {}", chain(&e)));
+                return;
+            }
+        }
+        // If it cannot be written, recover looks again and finds nothing.
+        let _ = self.settled(component);
+    }
+}
+
+fn end(hold: Option<Hold<'_>>) {
+    if let Some(hold) = hold {
+        hold.end();
+    }
+}
