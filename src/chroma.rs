@@ -8,6 +8,7 @@ mod error;
 mod export;
 mod http;
 mod ids;
+mod import;
 pub mod location;
 mod pages;
 
@@ -15,4 +16,5 @@ pub use client::{Api, Client, Collection, DEFAULT_DATABASE, DEFAULT_TENANT, Endp
 pub use error::ChromaError;
 pub use export::Exported;
 pub use http::Token;
+pub use import::Import;
 pub use pages::Pages;

@@ -206,11 +206,11 @@ impl Client {
         self.json(&what, &self.collection_route(collection, "count"))
     }
 
-    fn route(&self, path: &[&str]) -> Ask {
+    pub(super) fn route(&self, path: &[&str]) -> Ask {
         Ask::get(&["api", if self.api == Api::V1 { "v1" } else { "v2" }]).join(path)
     }
 
-    fn collections_route(&self, tenant: &str, database: &str) -> Ask {
+    pub(super) fn collections_route(&self, tenant: &str, database: &str) -> Ask {
         match self.api {
             Api::V1 => self.route(&["collections"]).query("tenant", tenant).query("database", database),
             Api::V2 => self.route(&["tenants", tenant, "databases", database, "collections"]),

@@ -37,6 +37,8 @@ pub enum ChromaError {
     Slash { url: String, name: String },
     #[error("the collection {collection} was deleted meanwhile")]
     Gone { collection: String },
+    #[error("the export cannot be loaded: {why}")]
+    Export { why: String },
     #[error("{what}: it changed each time it was listed")]
     Changing { what: String },
     #[error("cannot write the export of {collection}")]
@@ -80,7 +82,7 @@ impl Hint for ChromaError {
             Self::Slash { .. } => "the copy of its files has this data all the same; rename it, or leave the export out".into(),
             Self::Changing { .. } => "export when fewer clients write".into(),
             Self::Write { source, .. } | Self::Spill { source, .. } => return full(source),
-            Self::Interrupted(_) | Self::TooLarge { .. } | Self::Gone { .. } => return None,
+            Self::Interrupted(_) | Self::Export { .. } | Self::TooLarge { .. } | Self::Gone { .. } => return None,
         })
     }
 }

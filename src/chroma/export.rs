@@ -18,6 +18,9 @@ use super::error::ChromaError;
 use super::ids::{IdList, Ids};
 use super::pages::Sizer;
 
+/// Records of a sample.
+const SAMPLE: usize = 200;
+
 /// What an export holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exported {
@@ -109,6 +112,14 @@ impl Client {
             written += self.put(collection, out, &mut page, progress)?;
             waiting.drain(..asked);
         }
+    }
+
+    /// Reads some records with their vectors; how many came. Vectors that do not fit to their records are an error of the
+    /// server.
+    pub fn sample(&self, c: &Collection) -> Result<usize, ChromaError> {
+        let ids = self.ids_page(c, Some((SAMPLE, 0)))?;
+        let body = self.records(c, &ids)?;
+        Ok(usize::try_from(self.write_records(c, &ids, &body, &mut Vec::new())?).unwrap_or(0))
     }
 
     /// The ids that the collection has now.
