@@ -59,6 +59,8 @@ pub enum ChangeError {
         #[source]
         source: rusqlite::Error,
     },
+    #[error("cannot take over {path}, which the backup leaves out: in it {link} is no directory")]
+    NoDirectory { path: PathBuf, link: PathBuf },
     #[error("{path} is locked by another program")]
     Locked { path: PathBuf },
 }
@@ -97,7 +99,7 @@ fn id_of(meta: &Metadata) -> (u64, u64) {
 fn look(path: &Path) -> Result<Option<Metadata>, ChangeError> {
     match path.symlink_metadata() {
         Ok(meta) => Ok(Some(meta)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(e) => Err(failed("look at", path)(e)),
     }
 }
@@ -314,14 +316,39 @@ impl Change {
 /// In the old directory once it is complete: from then on, what is in the root is new.
 const HALF: &str = ".tars-restore-half";
 
+/// Changes entries of directories that keep their times: these are data too.
+fn keeping_times<T>(dirs: &[&Path], act: impl FnOnce() -> T) -> T {
+    let times = |dir: &Path| {
+        let meta = dir.symlink_metadata().ok()?;
+        let times = std::fs::FileTimes::new().set_modified(meta.modified().ok()?);
+        Some(times.set_accessed(meta.accessed().ok()?))
+    };
+    let before: Vec<_> = dirs.iter().filter_map(|dir| Some((*dir, times(dir)?))).collect();
+    let out = act();
+    for (dir, times) in before {
+        // A time is no reason to give up a change that has happened.
+        let _ = File::open(dir).and_then(|d| d.set_times(times));
+    }
+    out
+}
+
+/// Moves one entry to where nothing is.
+fn shift(from: &Path, to: &Path) -> Result<(), Errno> {
+    let dirs: Vec<&Path> = [from.parent(), to.parent()].into_iter().flatten().collect();
+    keeping_times(&dirs, || rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE))
+}
+
 fn carry(from: &Path, to: &Path, carried: &[PathBuf]) -> Result<(), ChangeError> {
     for path in carried {
         if look(&from.join(path))?.is_none() {
             continue;
         }
         let target = to.join(path);
+        if let Some(link) = link_above(to, path)? {
+            return Err(ChangeError::NoDirectory { path: from.join(path), link });
+        }
         make_parents(from, to, path)?;
-        match rustix::fs::renameat_with(CWD, from.join(path), CWD, &target, RenameFlags::NOREPLACE) {
+        match shift(&from.join(path), &target) {
             Ok(()) => {}
             // Gone since it was listed.
             Err(Errno::NOENT) => {}
@@ -333,12 +360,26 @@ fn carry(from: &Path, to: &Path, carried: &[PathBuf]) -> Result<(), ChangeError>
 
 fn uncarry(from: &Path, to: &Path, carried: &[PathBuf]) -> Result<(), ChangeError> {
     for path in carried {
-        match rustix::fs::renameat_with(CWD, from.join(path), CWD, to.join(path), RenameFlags::NOREPLACE) {
+        // Behind a link of the new tree is nothing that was taken over.
+        if link_above(from, path)?.is_some() {
+            continue;
+        }
+        match shift(&from.join(path), &to.join(path)) {
             Ok(()) | Err(Errno::NOENT | Errno::EXIST) => {}
             Err(e) => return Err(errno("give back", &to.join(path))(e)),
         }
     }
     Ok(())
+}
+
+/// What is no directory among the parents of `path` below `root`, above all a link, which leads out of the tree.
+fn link_above(root: &Path, path: &Path) -> Result<Option<PathBuf>, ChangeError> {
+    for parent in path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()) {
+        if look(&root.join(parent))?.is_some_and(|m| !m.is_dir()) {
+            return Ok(Some(root.join(parent)));
+        }
+    }
+    Ok(None)
 }
 
 /// The directories above `path` below `to`, as they are below `from`.
@@ -348,7 +389,7 @@ fn make_parents(from: &Path, to: &Path, path: &Path) -> Result<(), ChangeError> 
     for parent in parents {
         let target = to.join(parent);
         if look(&target)?.is_none() {
-            make_private(&target)?;
+            keeping_times(&[target.parent().unwrap_or(to)], || make_private(&target))?;
             copy_attributes(&from.join(parent), &target)?;
         }
     }
@@ -402,7 +443,7 @@ fn names(dir: &Path) -> Result<Option<Vec<std::ffi::OsString>>, ChangeError> {
 fn move_all(from: &Path, to: &Path) -> Result<(), ChangeError> {
     for name in names(from)?.unwrap_or_default() {
         let (a, b) = (from.join(&name), to.join(&name));
-        rustix::fs::renameat_with(CWD, &a, CWD, &b, RenameFlags::NOREPLACE).map_err(errno("move", &a))?;
+        shift(&a, &b).map_err(errno("move", &a))?;
     }
     sync(to)
 }

@@ -18,7 +18,7 @@ use crate::docker::hold::HoldError;
 use crate::docker::{Container, Docker, Place, Seat};
 use crate::manifest::Component;
 use crate::run_journal::How;
-use crate::source::{Context, SourceError, exclude, quote};
+use crate::source::{Context, SET_ASIDE, SourceError, exclude, quote};
 use crate::staging::Stage;
 
 /// What happens to the writers while a copy is made.
@@ -288,8 +288,6 @@ pub fn guide(name: &str, component: &Component) -> String {
     let fact = |key: &str| component.facts.get(key).and_then(Value::as_str);
     let member = component.members.iter().find(|m| m.contains(".tar")).map_or("", String::as_str);
     let unpack = format!("tar --numeric-owner --xattrs --xattrs-include='*' -xpf {member} -C \"$dir\"");
-    let set_aside =
-        "mkdir \"$dir.before\"\nfind \"$dir\" -mindepth 1 -maxdepth 1 -exec mv -t \"$dir.before\" {} +";
     match (fact("volume"), fact("directory"), fact("below").filter(|b| !b.is_empty())) {
         (Some(volume), _, below) if component.facts.contains_key(THROUGH) => {
             engine_guide(name, member, volume, below, fact("image_id"))
@@ -301,7 +299,7 @@ pub fn guide(name: &str, component: &Component) -> String {
                  copy is unpacked:\n\n```\n\
                  containers=$(docker ps -q --filter volume={v})\n\
                  dir=$(docker volume inspect -f '{{{{if .Options}}}}{{{{.Options.device}}}}{{{{else}}}}{{{{.Mountpoint}}}}{{{{end}}}}' {v}){b}\n\
-                 [ -z \"$containers\" ] || docker stop $containers\n{set_aside}\n{unpack}\n\
+                 [ -z \"$containers\" ] || docker stop $containers\n{SET_ASIDE}\n{unpack}\n\
                  [ -z \"$containers\" ] || docker start $containers\n```\n",
                 v = quote(volume),
                 b = if below.is_empty() { String::new() } else { quote(&below) },
@@ -309,7 +307,7 @@ pub fn guide(name: &str, component: &Component) -> String {
         }
         (None, Some(directory), _) => format!(
             "Directory `{directory}`. As root, with the containers that use it stopped:\n\n```\n\
-             dir={}\n{set_aside}\n{unpack}\n```\n",
+             dir={}\n{SET_ASIDE}\n{unpack}\n```\n",
             quote(directory)
         ),
         _ => {

@@ -114,6 +114,34 @@ impl fmt::Display for BackupName {
     }
 }
 
+/// Moves the cursor, breaks the line, or turns the direction of what is read.
+pub fn misleads(c: char) -> bool {
+    let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// A foreign name for a person: nothing in it can move the cursor or break a line.
+pub fn show_name(name: &[u8]) -> String {
+    escape(&String::from_utf8_lossy(name), misleads)
+}
+
+/// A text of several lines for a person: what could move the cursor is escaped, its lines stay.
+pub fn show_text(text: &str) -> String {
+    escape(text, |c| misleads(c) && !matches!(c, '\n' | '\t'))
+}
+
+fn escape(text: &str, hide: impl Fn(char) -> bool) -> String {
+    text.chars()
+        .flat_map(|c| if hide(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
+}
+
+/// Whether `path` can name a file of an archive: parts that stay below a directory, and nothing that misleads.
+pub fn is_member(path: &str) -> bool {
+    let plain = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= 255;
+    path.split('/').all(plain) && !path.contains(char::is_control)
+}
+
 /// Name of a source, a store or a tier, as written in the configuration. Safe as a file name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

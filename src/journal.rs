@@ -93,7 +93,8 @@ impl Log for Stderr {
             _ => "",
         };
         // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(std::io::stderr().lock(), "{mark}{}", record.args());
+        let text = crate::id::show_text(&record.args().to_string());
+        let _ = writeln!(std::io::stderr().lock(), "{mark}{text}");
     }
 
     fn flush(&self) {}

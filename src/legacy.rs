@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::id::BackupName;
+use crate::id::{BackupName, show_name};
 use crate::manifest::{CONFIG_DIR, Component, ComponentState, Encryption, Manifest, Options, State};
 
 /// The digest that the script's `.sha256` has for this archive; None when the script did not write it.
@@ -96,11 +96,11 @@ pub fn fill(
     let texts = |key: &str| -> Vec<String> {
         let list = inner.get(key).and_then(Value::as_array).into_iter().flatten();
         // A run without failures wrote one empty name.
-        list.filter_map(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned).collect()
+        list.filter_map(Value::as_str).filter(|t| !t.is_empty()).map(|t| show_name(t.as_bytes())).collect()
     };
     manifest.failed_components = texts("failed_components");
     manifest.docker_volumes = texts("docker_volumes");
-    manifest.host = inner.get("host").and_then(Value::as_str).unwrap_or_default().to_owned();
+    manifest.host = show_name(inner.get("host").and_then(Value::as_str).unwrap_or_default().as_bytes());
     let sums = inner.get("checksums").and_then(Value::as_object);
     manifest.checksums = sums
         .into_iter()

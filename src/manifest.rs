@@ -8,13 +8,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::id::BackupName;
+use crate::id::{BackupName, Name, is_member, show_name};
 
 /// Schema of the manifests that this version writes.
 pub const SCHEMA: u32 = 1;
 
 /// Key of the checksum that covers the whole `config/` directory.
 pub const CONFIG_DIR: &str = "config/";
+
+/// Longest piece of a bad name that an error shows.
+const SHOWN_CHARS: usize = 100;
 
 const DIGEST_FIELD: &str = "manifest_sha256";
 
@@ -125,7 +128,7 @@ pub struct Manifest {
     /// One entry per component that was asked for, failed ones included.
     pub details: BTreeMap<String, Component>,
     /// Made by the bash script that came before; set when it is listed, never written.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_deserializing, skip_serializing_if = "std::ops::Not::not")]
     pub legacy: bool,
     /// Sidecar only: bytes of the archive as stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,6 +151,8 @@ pub enum ManifestError {
     Changed,
     #[error("the manifest names no {0}")]
     Missing(&'static str),
+    #[error("the manifest has {0} where a plain name must be")]
+    Name(String),
 }
 
 impl Manifest {
@@ -175,11 +180,46 @@ impl Manifest {
         struct Probe {
             schema: u32,
         }
-        let probe: Probe = serde_json::from_slice(text).map_err(ManifestError::Json)?;
+        let probe: Probe = serde_json::from_slice(text).map_err(unreadable)?;
         if probe.schema > SCHEMA {
             return Err(ManifestError::Schema { found: probe.schema });
         }
-        serde_json::from_slice(text).map_err(ManifestError::Json)
+        let manifest: Self = serde_json::from_slice(text).map_err(unreadable)?;
+        manifest.check_names()?;
+        Ok(manifest)
+    }
+
+    /// Whoever can write to a store can write a manifest: its names are joined to paths and shown on terminals.
+    fn check_names(&self) -> Result<(), ManifestError> {
+        let member = |path: &String| is_member(path);
+        let word = |text: &String| !text.contains(char::is_control);
+        let name = |text: &String| text.parse::<Name>().is_ok();
+        let component = |c: &Component| [&c.kind, &c.consistency].into_iter().all(word);
+        let first_bad = None
+            .or_else(|| self.details.keys().find(|n| !name(n)))
+            .or_else(|| self.details.values().flat_map(|c| &c.members).find(|m| !member(m)))
+            .or_else(|| self.details.values().find(|c| !component(c)).map(|c| &c.kind))
+            .or_else(|| {
+                let single = [&self.version, &self.timestamp, &self.host, &self.tier];
+                let lists = [
+                    &self.components,
+                    &self.docker_volumes,
+                    &self.failed_components,
+                    &self.tags,
+                    &self.only,
+                    &self.skip,
+                    &self.expected_components,
+                ];
+                let all = single.into_iter().chain(lists.into_iter().flatten());
+                all.chain(self.checksums.keys()).find(|text| !word(text))
+            });
+        match first_bad {
+            None => Ok(()),
+            Some(text) => {
+                let begin: String = text.chars().take(SHOWN_CHARS).collect();
+                Err(ManifestError::Name(format!("\"{}\"", show_name(begin.as_bytes()))))
+            }
+        }
     }
 
     /// Reads a sidecar and proves that not a byte of it was changed.
@@ -218,7 +258,16 @@ impl Manifest {
     }
 }
 
+/// The text of an error repeats what was read.
+fn unreadable(e: serde_json::Error) -> ManifestError {
+    use serde::de::Error;
+    let shown = show_name(e.to_string().as_bytes());
+    ManifestError::Json(serde_json::Error::custom(shown))
+}
+
 fn pretty(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
+    // What no reader takes is not written: the backup fails now, and not when it is needed.
+    manifest.check_names()?;
     let mut text = serde_json::to_vec_pretty(manifest).map_err(ManifestError::Json)?;
     text.push(b'\n');
     Ok(text)
@@ -268,6 +317,49 @@ pub(crate) mod tests {
         assert_eq!((sidecar.bytes, sidecar.sha256.as_deref()), (Some(17), Some("abcd")));
         let inner = String::from_utf8(m.to_inner().unwrap()).unwrap();
         assert!(!inner.contains("manifest_sha256") && !inner.contains("\"bytes\":"));
+    }
+
+    #[test]
+    fn names_that_lead_out_or_move_the_cursor_are_neither_read_nor_written() {
+        let component = |members: &[&str]| Component {
+            members: members.iter().map(|m| (*m).to_owned()).collect(),
+            ..crate::legacy::bare("directory")
+        };
+        type Spoil = fn(&mut Manifest, Component);
+        let cases: [(&str, Spoil); 8] = [
+            ("../x", |m, c| drop(m.details.insert("../x".into(), c))),
+            ("../y.tar.gz", |m, c| {
+                drop(m.details.insert("a".into(), Component { members: vec!["../y.tar.gz".into()], ..c }))
+            }),
+            ("/etc/passwd", |m, c| {
+                drop(m.details.insert("a".into(), Component { members: vec!["/etc/passwd".into()], ..c }))
+            }),
+            ("a//b", |m, c| {
+                drop(m.details.insert("a".into(), Component { members: vec!["a//b".into()], ..c }))
+            }),
+            ("k\\n", |m, c| drop(m.details.insert("a".into(), Component { kind: "k\n".into(), ..c }))),
+            ("h\\u{1b}", |m, _| m.host = "h\u{1b}".into()),
+            ("t\\n", |m, _| m.tags = vec!["t\n".into()]),
+            ("s\\u{9b}", |m, _| drop(m.checksums.insert("s\u{9b}".into(), "sha256:00".into()))),
+        ];
+        for (shown, spoil) in cases {
+            let mut bad = sample();
+            spoil(&mut bad, component(&["a.tar.gz"]));
+            let written = bad.to_inner().unwrap_err().to_string();
+            assert!(written.contains(&format!("\"{shown}\"")), "{written}");
+            let read = Manifest::read_inner(&serde_json::to_vec(&bad).unwrap()).unwrap_err();
+            assert!(matches!(read, ManifestError::Name(_)), "{shown}: {read:?}");
+        }
+        let mut good = sample();
+        good.details.insert("a-b_1".into(), component(&["config/etc/app name.env.redacted"]));
+        assert!(Manifest::read_inner(&good.to_inner().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn nobody_can_pass_a_manifest_off_as_one_of_the_bash_script() {
+        let mut m = sample();
+        m.legacy = true;
+        assert!(!Manifest::read_inner(&serde_json::to_vec(&m).unwrap()).unwrap().legacy);
     }
 
     #[test]

@@ -552,6 +552,10 @@ pub(crate) fn examine_sqlite(path: &Path) -> Result<Map<String, Value>, String> 
     Ok(Map::from_iter([("rows".to_owned(), Value::Object(counts))]))
 }
 
+/// Commands of a guide that empty `$dir` and keep what was in it.
+pub(crate) const SET_ASIDE: &str =
+    "mkdir \"$dir.before\"\nfind \"$dir\" -mindepth 1 -maxdepth 1 -exec mv -t \"$dir.before\" {} +";
+
 /// A path for an SQLite URI.
 pub(crate) fn percent(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;

@@ -335,7 +335,7 @@ impl Target for SqliteTarget {
         })?;
         work.member(".sqlite3")?;
         let old = std::fs::metadata(&self.live).map_or(0, |m| m.len());
-        Ok((parent.to_owned(), 2 * work.component.bytes_in + old))
+        Ok((parent.to_owned(), work.component.bytes_in.saturating_mul(2).saturating_add(old)))
     }
 
     fn prepare(

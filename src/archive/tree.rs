@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::tarfile::{Kind, Meta, SparseMap, TarWriter};
 use crate::cancel::{Cancel, Interrupted};
 use crate::format::tarwalk::{self, Mtime};
+pub use crate::id::show_name;
 use crate::progress::Monitor;
 
 /// How a tree is read.
@@ -915,20 +916,6 @@ fn kind_name(kind: FileType) -> &'static str {
         FileType::BlockDevice => "block device",
         _ => "unknown type",
     }
-}
-
-/// Moves the cursor, breaks the line, or turns the direction of what is read.
-fn misleads(c: char) -> bool {
-    let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
-}
-
-/// A foreign name for a person: nothing in it can move the cursor or break a line.
-pub fn show_name(name: &[u8]) -> String {
-    String::from_utf8_lossy(name)
-        .chars()
-        .flat_map(|c| if misleads(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
 }
 
 #[cfg(test)]

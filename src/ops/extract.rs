@@ -141,7 +141,7 @@ pub fn extract(
 }
 
 fn is_plain(path: &str) -> bool {
-    !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0')
+    crate::id::is_member(path)
 }
 
 fn write_file(to: &Path, inside: &str, body: &mut Body<'_>, world: &World<'_>) -> Result<u64, ExtractError> {

@@ -16,6 +16,7 @@ use crate::cancel::{Cancel, Interrupted};
 use crate::delivery::{self, Depth, mark_verified, object};
 use crate::format::tarwalk::{Body, Entry as TarEntry, Kind, TarError};
 use crate::hint::chain;
+use crate::id::show_name;
 use crate::legacy;
 use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, sha256_line};
 use crate::progress::{Event, Monitor, What};
@@ -64,6 +65,10 @@ pub fn verify(
             Err(StoreError::Interrupted(i)) => return Err(i),
             Err(e) => report.faults.push(chain(&e)),
         },
+    }
+    // Much of it is what the archive calls its members.
+    for text in report.faults.iter_mut().chain(&mut report.notes) {
+        *text = show_name(text.as_bytes());
     }
     report.good = report.faults.is_empty();
     note(found, &mut report, world);

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::delivery::Depth;
+use crate::id::{show_name, show_text};
 use crate::manifest::{ComponentState, Manifest};
 use crate::ops::backup::{Outcome, Preview};
 use crate::ops::list::Row;
@@ -31,7 +32,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
 }
 
 pub fn print(text: &str) -> io::Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
+    match io::stdout().lock().write_all(show_text(text).as_bytes()) {
         // A reader that has seen enough (`| head`) is no failure.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
@@ -113,7 +114,7 @@ pub fn manifest(m: &Manifest) -> String {
     out.push_str(&table(&cells));
     for (name, c) in &m.details {
         for text in c.error.iter().chain(&c.warnings) {
-            out.push_str(&format!("  {name}: {text}\n"));
+            out.push_str(&format!("  {name}: {}\n", show_name(text.as_bytes())));
         }
     }
     out

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree, exclude, tree_facts,
+    Capture, CheckError, Context, Kind, Member, SET_ASIDE, Source, SourceError, check_tree, exclude, quote,
+    tree_facts,
 };
 use crate::archive::tarfile::TarWriter;
 use crate::archive::tree::{self, Exclude, TreeRules, Unwatched};
 use crate::config::Section;
 use crate::docker::Limits;
-use crate::id::Name;
+use crate::id::{Name, show_name};
 use crate::manifest::Component;
 use crate::mounts;
 use crate::staging::Stage;
@@ -202,16 +203,30 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     check_tree(member)
 }
 
-fn restore(name: &str, component: &Component) -> String {
+fn restore(_: &str, component: &Component) -> String {
     let path = component.facts.get("path").and_then(Value::as_str).unwrap_or("/path");
-    match component.members.iter().find(|m| m.contains(".tar")) {
-        Some(member) => format!(
-            "Files of `{path}`. As root, into a new directory, then compare and move it into place:\n\n\
-             ```\nmkdir -p /srv/restored/{name}\n\
-             tar --numeric-owner --xattrs --xattrs-include='*' -xpf {member} -C /srv/restored/{name}\n```\n"
+    let shown = show_name(path.as_bytes());
+    let Some(member) = component.members.iter().find(|m| m.contains(".tar")) else {
+        return format!("An inventory of `{shown}` only; the files themselves are not in this archive.\n");
+    };
+    let left_out: Vec<&str> = component
+        .facts
+        .get("excluded")
+        .and_then(Value::as_array)
+        .map_or_else(Vec::new, |list| list.iter().filter_map(Value::as_str).collect());
+    let without = match left_out.as_slice() {
+        [] => String::new(),
+        patterns => format!(
+            "\nNot in the archive, and to be taken from what was set aside: `{}`.\n",
+            show_name(patterns.join("`, `").as_bytes())
         ),
-        None => format!("An inventory of `{path}` only; the files themselves are not in this archive.\n"),
-    }
+    };
+    format!(
+        "Files of `{shown}`. As root; what is there now is set aside beside it, and the copy is unpacked:\n\n\
+         ```\ndir={}\nmkdir -p \"$dir\"\n{SET_ASIDE}\n\
+         tar --numeric-owner --xattrs --xattrs-include='*' -xpf {member} -C \"$dir\"\n```\n{without}",
+        quote(path),
+    )
 }
 
 #[cfg(test)]

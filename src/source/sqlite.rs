@@ -4,17 +4,17 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, copy, examine_sqlite};
+use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, copy, examine_sqlite, quote};
 use crate::config::Section;
 use crate::docker::Limits;
-use crate::id::Name;
+use crate::id::{Name, show_name};
 use crate::manifest::Component;
 use crate::staging::Stage;
 use crate::target::{SqliteTarget, Target};
@@ -176,19 +176,25 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     Ok(())
 }
 
-fn restore(_: &str, component: &Component) -> String {
+fn restore(name: &str, component: &Component) -> String {
     let path = component.facts.get("path").and_then(Value::as_str).unwrap_or("/path/database.sqlite3");
     let mode = component.facts.get("mode").and_then(Value::as_str).unwrap_or("600");
     let owner = |key: &str| component.facts.get(key).and_then(Value::as_u64).unwrap_or(0);
     let member = component.members.first().map_or("", String::as_str);
+    let parent = Path::new(path).parent().map_or("/".into(), Path::to_string_lossy);
+    let [wal, shm, journal] = ["-wal", "-shm", "-journal"].map(|end| quote(&format!("{path}{end}")));
     format!(
-        "SQLite database `{path}`. Stop whatever uses it, keep the old file, and leave no `-wal`, `-shm` or `-journal` of \
-         the old one beside the new one:\n\n```\n{} > restored.sqlite3\n\
-         sqlite3 -readonly restored.sqlite3 'PRAGMA integrity_check'\n\
-         for f in '{path}' '{path}'-wal '{path}'-shm '{path}'-journal; do [ ! -e \"$f\" ] || mv \"$f\" \"$f.old\"; done\n\
-         install -m {mode} -o {} -g {} restored.sqlite3 '{path}'\n```\n",
+        "SQLite database `{}`. Stop whatever uses it, keep the old file, and leave no `-wal`, `-shm` or `-journal` of \
+         the old one beside the new one:\n\n```\n{} > {name}.restored.sqlite3\n\
+         sqlite3 -readonly {name}.restored.sqlite3 'PRAGMA integrity_check'\n\
+         mkdir -p {}\n\
+         for f in {live} {wal} {shm} {journal}; do [ ! -e \"$f\" ] || mv \"$f\" \"$f.old\"; done\n\
+         install -m {mode} -o {} -g {} {name}.restored.sqlite3 {live}\n```\n",
+        show_name(path.as_bytes()),
         crate::archive::layout::cat(member),
+        quote(&parent),
         owner("uid"),
         owner("gid"),
+        live = quote(path),
     )
 }

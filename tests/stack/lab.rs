@@ -468,16 +468,3 @@ pub fn verify_deep(home: &Home) {
     run(PROGRAM, &["verify", "--deep", &archive]).expect(0).says("good");
     home.tars(&["verify", "--latest", "--deep"]).expect(0).says("every component read");
 }
-
-/// Runs the commands of the section `component` in RESTORE.md for another container. Returns what they said.
-#[track_caller]
-pub fn follow_the_guide(unpacked: &Path, component: &str, from: &str, to: &str) -> String {
-    let guide = std::fs::read_to_string(unpacked.join("RESTORE.md")).unwrap();
-    let section = guide.split(&format!("\n## {component}\n")).nth(1).unwrap();
-    let block = section.split("```").nth(1).unwrap();
-    let script = format!("cd '{}'\n{}", unpacked.display(), block.replace(from, to));
-    // Every single command must succeed, as a person would look at each.
-    let d = run("bash", &["-e", "-c", &script]);
-    assert_eq!(d.code, 0, "{script}\n{}{}", d.stdout, d.stderr);
-    d.stderr
-}

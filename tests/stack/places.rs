@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::lab::{CHROMA, Lab, assert_failed, follow_the_guide, source, verify_deep};
-use crate::support::{Home, run, sh};
+use crate::lab::{CHROMA, Lab, assert_failed, source, verify_deep};
+use crate::support::{Home, follow_the_guide, run, sh};
 
 /// A container that only sleeps; `args` are those of `docker run` before the image.
 fn sleeper(lab: &Lab, name: &str, args: &[&str]) -> String {

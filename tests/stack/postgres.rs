@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use crate::lab::{Lab, follow_the_guide, lab_file, source, verify_deep};
-use crate::support::{Home, run, sh};
+use crate::lab::{Lab, lab_file, source, verify_deep};
+use crate::support::{Home, follow_the_guide, run, sh};
 
 const SECOND: &str = "Zweite-DB é";
 const MEMBERS: [&str; 7] = [

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, follow_the_guide, lab_file, source, until, verify_deep};
-use crate::support::{Home, sh};
+use crate::lab::{Lab, lab_file, source, until, verify_deep};
+use crate::support::{Home, follow_the_guide, sh};
 
 fn home(container: &str, more: &str) -> Home {
     Home::new().source("redis", &source("redis", container, more)).ready()

@@ -2,11 +2,10 @@
 //! they do not start with it, and after a kill. What could go wrong: a container that goes on with the old directory.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, until};
 use crate::legacy;
-use crate::support::{Home, sh};
+use crate::support::{Home, killed_at, sh};
 
 /// A container that appends to a file of its volume and shows what it reads there.
 const SERVICE: &str =
@@ -189,29 +188,6 @@ fn the_volume_of_an_archive_of_the_bash_script_comes_back() {
     home.tars(&["restore", "--backup-file", &archive, "--yes"]).expect(2).says("no source of that name");
 }
 
-/// Kills a restore when its journal has `lines` lines; false when it ended before.
-fn killed_at(home: &Home, lines: usize) -> bool {
-    let mut child = home
-        .command(&["restore", "--latest", "--yes", "--no-safety-backup", "--wait", "30s"])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let now = std::fs::read(home.path("state/run.journal")).unwrap_or_default();
-        if now.iter().filter(|b| **b == b'\n').count() >= lines {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            return true;
-        }
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
-        assert!(Instant::now() < deadline, "it hangs");
-    }
-}
-
 #[test]
 fn killed_at_any_step_the_volume_is_old_or_new_and_its_containers_run() {
     let s = stack();
@@ -223,7 +199,7 @@ fn killed_at_any_step_the_volume_is_old_or_new_and_its_containers_run() {
     while missed < 3 {
         s.lab.sh(&s.one, "echo after > /data/value; rm -rf /data/deep; echo y > /data/fresh");
         let wait = format!("a recovery after a kill at line {lines}");
-        let ended = !killed_at(&home, lines);
+        let ended = !killed_at(&home, lines, true);
         // The guardian of the killed run does it, unasked.
         until(&wait, || !home.path("state/run.journal").exists());
         until("the containers run", || [s.id_and_state(&s.one), s.id_and_state(&s.two)] == ids);

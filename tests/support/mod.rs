@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -80,13 +81,18 @@ pub struct Home {
 impl Home {
     /// With an initialised store `nas` and a tier `hot` at `daily`; sources are added by the test.
     pub fn new() -> Self {
-        let home = Self::bare();
-        std::fs::create_dir(home.path("store")).unwrap();
-        home
+        Self::below(&std::env::temp_dir())
     }
 
-    fn bare() -> Self {
-        let dir = tempfile::Builder::new().prefix("tars-home-").tempdir().unwrap();
+    /// The same in memory where that is possible: for tests of many small writes that are synced each.
+    pub fn in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::below(memory) } else { Self::new() }
+    }
+
+    fn below(base: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("tars-home-").tempdir_in(base).unwrap();
+        std::fs::create_dir(dir.path().join("store")).unwrap();
         Self { dir, sources: String::new(), extra: String::new(), env: Vec::new() }
     }
 
@@ -229,10 +235,10 @@ impl Home {
     #[track_caller]
     pub fn wait_for_staging(&self) {
         let looked = format!("find '{}' -type f -size +1M 2>/dev/null || true", self.at("state/staging"));
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while sh(&looked).is_empty() {
-            assert!(std::time::Instant::now() < deadline, "nothing was staged");
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            assert!(Instant::now() < deadline, "nothing was staged");
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -283,6 +289,50 @@ impl Running {
     pub fn end(self) -> Done {
         done(self.child.wait_with_output().unwrap())
     }
+}
+
+/// Kills a restore of all when its journal has grown to `lines`; false when it ended before. Without its guardian, which
+/// would be faster than us, what it left stays until somebody looks.
+pub fn killed_at(home: &Home, lines: usize, guardian: bool) -> bool {
+    let mut run = home.command(&["restore", "--latest", "--yes", "--no-safety-backup", "--wait", "30s"]);
+    if !guardian {
+        run.env("TARS_BACKUP_GUARDIAN", "no");
+    }
+    let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let journal = home.path("state/run.journal");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let now = std::fs::read(&journal).unwrap_or_default();
+        if now.iter().filter(|b| **b == b'\n').count() >= lines {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        assert!(Instant::now() < deadline, "it hangs");
+    }
+}
+
+/// The fenced commands of a guide, one text per block.
+pub fn commands_of(guide: &str) -> Vec<String> {
+    guide.split("```\n").skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Runs the commands of the section `component` in RESTORE.md, with `from` replaced by `to`: another container, for
+/// example. Returns what they said.
+#[track_caller]
+pub fn follow_the_guide(unpacked: &Path, component: &str, from: &str, to: &str) -> String {
+    let guide = std::fs::read_to_string(unpacked.join("RESTORE.md")).unwrap();
+    let section = guide.split(&format!("\n## {component}\n")).nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let block = commands_of(section).swap_remove(0);
+    let script = format!("cd '{}'\n{}", unpacked.display(), block.replace(from, to));
+    // Every single command must succeed, as a person would look at each.
+    let d = run("bash", &["-e", "-c", &script]);
+    assert_eq!(d.code, 0, "{script}\n{}{}", d.stdout, d.stderr);
+    d.stderr
 }
 
 /// A tree with everything that a file system can hold, a socket and a device among it. Needs root.

@@ -2,6 +2,7 @@
 //! wrong: bytes that are not those of the backup, so nothing is used before the whole archive has the digest of the
 //! manifest, and each member the one of its own line.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -19,6 +20,7 @@ use crate::cancel::Interrupted;
 use crate::delivery::object;
 use crate::format::tarwalk::{Body, Entry, Kind, TarError};
 use crate::hint::{Hint, chain};
+use crate::id::is_member;
 use crate::legacy;
 use crate::manifest::Manifest;
 use crate::ops::World;
@@ -132,11 +134,9 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     clear(dir)?;
     let archive = object(&found.dir, &found.entry.name.archive());
     let mut input = Hashing { input: found.store().open(&archive)?, hasher: Sha256::new(), world };
-    let mut sums: Vec<(String, String)> = Vec::new();
-    let prefix = format!("{name}/");
-    let read = walk_archive(&mut input, |entry: &Entry, body: &mut Body<'_>| {
-        member(entry, body, &prefix, dir, &mut sums)
-    });
+    let mut members = Members::new(manifest, dir, request.skip_validation);
+    let read = walk_archive(&mut input, |entry: &Entry, body: &mut Body<'_>| members.take(entry, body));
+    let sums = members.sums;
     world.cancel.check()?;
     match read {
         Ok(_) => {}
@@ -150,9 +150,9 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     }
     let mut manifest = manifest.clone();
     if manifest.legacy {
-        let inner = std::fs::read(dir.join(MANIFEST)).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
+        let inner = read_small(&dir.join(MANIFEST)).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
         let bytes = |name: &str| std::fs::metadata(dir.join(name)).map_or(0, |m| m.len());
-        let files: Vec<(String, u64)> = sums.iter().map(|(name, _)| (name.clone(), bytes(name))).collect();
+        let files: Vec<(String, u64)> = sums.keys().map(|name| (name.clone(), bytes(name))).collect();
         legacy::fill(&mut manifest, &inner, &files).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
     }
     if !request.skip_validation {
@@ -162,11 +162,10 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
 }
 
 /// Every member has the digest of its line, and every line its member.
-fn compare(manifest: &Manifest, sums: &[(String, String)]) -> Result<(), String> {
+fn compare(manifest: &Manifest, sums: &BTreeMap<String, String>) -> Result<(), String> {
     for c in manifest.details.values() {
         for member in &c.members {
-            let found = sums.iter().find(|(name, _)| name == member);
-            let (_, sha256) = found.ok_or_else(|| format!("{member} is missing"))?;
+            let sha256 = sums.get(member).ok_or_else(|| format!("{member} is missing"))?;
             let wanted = manifest.checksums.get(member);
             if wanted.is_some_and(|w| *w != format!("sha256:{sha256}")) {
                 return Err(format!("{member} has another SHA-256 than the manifest says"));
@@ -197,42 +196,81 @@ fn remove_any(path: &Path) -> io::Result<()> {
     }
 }
 
-fn member(
-    entry: &Entry,
-    body: &mut Body<'_>,
-    prefix: &str,
-    dir: &Path,
-    sums: &mut Vec<(String, String)>,
-) -> Result<(), FetchError> {
-    let hostile = || {
-        FetchError::NoGoodCopy(format!("it holds {}, which is no plain file of it", show_name(&entry.path)))
-    };
-    let path = std::str::from_utf8(&entry.path).map_err(|_| hostile())?;
-    if entry.kind == Kind::Directory {
-        return Ok(());
+/// A manifest of the bash script; nothing else of an archive is read into memory.
+fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(64 << 20).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// The members of an archive on their way into a directory.
+struct Members<'a> {
+    prefix: String,
+    dir: &'a Path,
+    /// What the manifest names: nothing else is written. None of the bash script, whose manifest lies inside.
+    named: Option<BTreeSet<&'a str>>,
+    /// Bytes that may still be written.
+    left: u64,
+    /// SHA-256 of what was written.
+    sums: BTreeMap<String, String>,
+}
+
+impl<'a> Members<'a> {
+    fn new(manifest: &'a Manifest, dir: &'a Path, lenient: bool) -> Self {
+        let named = (!manifest.legacy)
+            .then(|| manifest.details.values().flat_map(|c| &c.members).map(String::as_str).collect());
+        let stored = manifest.details.values().fold(0, |sum: u64, c| sum.saturating_add(c.bytes_stored));
+        let left = if manifest.legacy || lenient { u64::MAX } else { stored };
+        Self { prefix: format!("{}/", manifest.backup_name), dir, named, left, sums: BTreeMap::new() }
     }
-    let inside = path.trim_start_matches("./").strip_prefix(prefix).ok_or_else(hostile)?;
-    let plain = inside.split('/').all(|part| !matches!(part, "" | "." | "..")) && !inside.contains('\0');
-    if entry.kind != Kind::Regular || !plain || sums.iter().any(|(name, _)| name == inside) {
-        return Err(hostile());
-    }
-    let target = dir.join(inside);
-    let failed = |source| FetchError::Write { path: target.clone(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(target.parent().unwrap_or(dir)).map_err(failed)?;
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(failed)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = body.read(&mut buffer).map_err(|e| FetchError::NoGoodCopy(e.to_string()))?;
-        if n == 0 {
-            break;
+
+    fn take(&mut self, entry: &Entry, body: &mut Body<'_>) -> Result<(), FetchError> {
+        let hostile = || {
+            FetchError::NoGoodCopy(format!(
+                "it holds {}, which is no plain file of it",
+                show_name(&entry.path)
+            ))
+        };
+        let path = std::str::from_utf8(&entry.path).map_err(|_| hostile())?;
+        if entry.kind == Kind::Directory {
+            return Ok(());
         }
-        hasher.update(&buffer[..n]);
-        file.write_all(&buffer[..n]).map_err(failed)?;
+        let inside = path.trim_start_matches("./").strip_prefix(&self.prefix).ok_or_else(hostile)?;
+        if entry.kind != Kind::Regular || !is_member(inside) || self.sums.contains_key(inside) {
+            return Err(hostile());
+        }
+        if self.named.as_ref().is_some_and(|named| !named.contains(inside)) {
+            return Ok(());
+        }
+        let target = self.dir.join(inside);
+        let failed = |source: io::Error| match source.kind() {
+            // Names that cannot be together in a directory.
+            io::ErrorKind::AlreadyExists
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidFilename => hostile(),
+            _ => FetchError::Write { path: target.clone(), source },
+        };
+        let parent = target.parent().unwrap_or(self.dir);
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(failed)?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let n = body.read(&mut buffer).map_err(|e| FetchError::NoGoodCopy(e.to_string()))?;
+            if n == 0 {
+                break;
+            }
+            self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+                FetchError::NoGoodCopy(format!("{inside} is larger than the manifest says"))
+            })?;
+            hasher.update(&buffer[..n]);
+            file.write_all(&buffer[..n]).map_err(failed)?;
+        }
+        self.sums.insert(inside.to_owned(), hex::encode(hasher.finalize()));
+        Ok(())
     }
-    sums.push((inside.to_owned(), hex::encode(hasher.finalize())));
-    Ok(())
 }
 
 /// Hashes what passes, and stops for the signal.
@@ -252,11 +290,29 @@ impl<R: Read> Read for Hashing<'_, R> {
     }
 }
 
-/// The data of one component below `to`: trees as trees, everything else as files without compression.
+/// The data of one component below `to`: trees as trees, everything else as files without compression. After an error
+/// nothing of it is there.
 pub(super) fn write_component(
     work: &Work<'_>,
     to: &Path,
     world: &World<'_>,
+) -> Result<Vec<String>, SourceError> {
+    let mut made = Vec::new();
+    let written = write_members(work, to, world, &mut made);
+    if written.is_err() {
+        for path in made {
+            // The error that is told already matters more.
+            let _ = remove_any(&path);
+        }
+    }
+    written
+}
+
+fn write_members(
+    work: &Work<'_>,
+    to: &Path,
+    world: &World<'_>,
+    made: &mut Vec<PathBuf>,
 ) -> Result<Vec<String>, SourceError> {
     let mut warnings = Vec::new();
     for member in &work.component.members {
@@ -271,6 +327,7 @@ pub(super) fn write_component(
         work.open(member, |body| {
             if base.ends_with(".tar") {
                 DirBuilder::new().mode(0o700).create(&target).map_err(put)?;
+                made.push(target.clone());
                 let fact = |key: &str| work.component.facts.get(key).and_then(serde_json::Value::as_u64);
                 let limits = match work.compare {
                     true => Limits { entries: fact("entries"), bytes: fact("bytes") },
@@ -281,6 +338,7 @@ pub(super) fn write_component(
                 return Ok(());
             }
             let mut file = File::create_new(&target).map_err(put)?;
+            made.push(target.clone());
             let mut buffer = vec![0; 1 << 20];
             loop {
                 world.cancel.check()?;
