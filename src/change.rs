@@ -271,10 +271,10 @@ impl Change {
                 let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if went_live { remove(beside) } else { Ok(()) }
             }
-            Self::Within { root, .. } => {
+            Self::Within { root, .. } => keeping_times(&[root], || {
                 remove(&root.join(OLD))?;
                 remove(&root.join(NEW))
-            }
+            }),
             Self::Sqlite { new, old, .. } => {
                 if let Some(old) = old {
                     remove_file(old)?;
