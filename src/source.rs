@@ -580,6 +580,11 @@ fn container_facts(facts: &mut Map<String, Value>, container: &Container) {
     facts.insert("container".into(), container.name.clone().into());
     facts.insert("image".into(), container.image.clone().into());
     facts.insert("image_id".into(), container.image_id.clone().into());
+    let compose: Map<String, Value> =
+        container.compose().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+    if !compose.is_empty() {
+        facts.insert("compose".into(), compose.into());
+    }
 }
 
 /// Copies a stream into a component file, telling progress. The reader's errors are named by `what`.

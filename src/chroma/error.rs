@@ -37,6 +37,8 @@ pub enum ChromaError {
     Slash { url: String, name: String },
     #[error("the collection {collection} was deleted meanwhile")]
     Gone { collection: String },
+    #[error("the server does not keep {part} of {id:?} in {collection}")]
+    NotKept { collection: String, id: String, part: String },
     #[error("the export cannot be loaded: {why}")]
     Export { why: String },
     #[error("{what}: it changed each time it was listed")]
@@ -80,6 +82,7 @@ impl Hint for ChromaError {
                 "look at the server's log: docker logs --tail 50 of its container".into()
             }
             Self::Slash { .. } => "the copy of its files has this data all the same; rename it, or leave the export out".into(),
+            Self::NotKept { .. } => "its version may not know such values: load it into a newer one".into(),
             Self::Changing { .. } => "export when fewer clients write".into(),
             Self::Write { source, .. } | Self::Spill { source, .. } => return full(source),
             Self::Interrupted(_) | Self::Export { .. } | Self::TooLarge { .. } | Self::Gone { .. } => return None,

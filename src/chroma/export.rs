@@ -49,16 +49,16 @@ struct Header<'a> {
 
 /// An answer with records: each list is as long as the ids, or null when all of it is.
 #[derive(Deserialize)]
-struct Records<'a> {
-    ids: Vec<String>,
+pub(super) struct Records<'a> {
+    pub ids: Vec<String>,
     #[serde(borrow, default)]
-    embeddings: Option<Vec<&'a RawValue>>,
+    pub embeddings: Option<Vec<&'a RawValue>>,
     #[serde(borrow, default)]
-    documents: Option<Vec<&'a RawValue>>,
+    pub documents: Option<Vec<&'a RawValue>>,
     #[serde(borrow, default)]
-    metadatas: Option<Vec<&'a RawValue>>,
+    pub metadatas: Option<Vec<&'a RawValue>>,
     #[serde(borrow, default)]
-    uris: Option<Vec<&'a RawValue>>,
+    pub uris: Option<Vec<&'a RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -186,7 +186,7 @@ impl Client {
         Ok(answer.ids)
     }
 
-    fn records(&self, c: &Collection, ids: &[String]) -> Result<Vec<u8>, ChromaError> {
+    pub(super) fn records(&self, c: &Collection, ids: &[String]) -> Result<Vec<u8>, ChromaError> {
         let what = format!("reading records of {}", c.title());
         let include = ["embeddings", "documents", "metadatas", "uris"];
         self.get(c, &what, &json!({ "ids": ids, "include": include }))

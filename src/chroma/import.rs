@@ -1,6 +1,8 @@
 //! An export loaded into a server that does not have its collections yet. What could go wrong: a record that the server
-//! takes and forgets, as it does with one whose id it has; so the collection must be new, and its records are counted.
+//! takes and forgets, as it does with one whose id it has, or takes without the metadata that its version does not know;
+//! so the collection must be new, and each batch is read back.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 
 use serde::Deserialize;
@@ -9,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Api, Client, Collection};
 use super::error::ChromaError;
+use super::export::Records;
 use super::http::Ask;
 
 /// Records in one question, and bytes after which it is sent before it has that many.
@@ -16,6 +19,8 @@ const RECORDS: usize = 1000;
 const BYTES: usize = 8 << 20;
 /// Longest line of an export: one record.
 const LONGEST: u64 = 1 << 30;
+/// Key of the metadata that tells, before 1.0, how vectors are compared.
+const SPACE: &str = "hnsw:space";
 
 /// What the first line of an export says.
 #[derive(Deserialize)]
@@ -76,7 +81,8 @@ impl<'a> Import<'a> {
             return Ok(0);
         }
         let n = records.len();
-        self.client.add(&self.collection, records)?;
+        self.client.add(&self.collection, &records)?;
+        self.client.has(&self.collection, &records)?;
         self.sent += n as u64;
         self.bytes += bytes as u64;
         Ok(n)
@@ -150,11 +156,13 @@ impl Client {
         let what = format!("making {title}");
         let route = || self.collections_route(&header.tenant, &header.database);
         let mut refused = None;
-        for configuration in configurations(header) {
+        for way in ways(header) {
             let mut body =
                 json!({ "name": header.name, "metadata": header.metadata, "get_or_create": false });
-            if let Some(configuration) = configuration {
-                body["configuration"] = configuration;
+            match way {
+                Way::Configuration(configuration) => body["configuration"] = configuration,
+                Way::Metadata(metadata) => body["metadata"] = Value::Object(metadata),
+                Way::Plain => {}
             }
             let answer = self.http.ask(&what, &route().post(&body))?;
             match answer.status {
@@ -164,15 +172,15 @@ impl Client {
                         self.http.malformed(&what, "it says that it made it, and does not list it")
                     });
                 }
-                // A part of the configuration that this version does not know: with less of it.
-                400 | 422 => refused = Some(self.http.refused(&what, &answer)),
+                // A part of it that this version does not know; 0.6 says 500 then.
+                400 | 422 | 500 => refused = Some(self.http.refused(&what, &answer)),
                 _ => return Err(self.http.refused(&what, &answer)),
             }
         }
         Err(refused.unwrap_or_else(|| self.http.malformed(&what, "no way was left to make it")))
     }
 
-    fn add(&self, c: &Collection, records: Vec<Record>) -> Result<(), ChromaError> {
+    fn add(&self, c: &Collection, records: &[Record]) -> Result<(), ChromaError> {
         let what = format!("loading {}", c.title());
         let all = |pick: fn(&Record) -> Option<&RawValue>| -> Option<Vec<Option<&RawValue>>> {
             let values: Vec<_> = records.iter().map(pick).collect();
@@ -202,6 +210,50 @@ impl Client {
         let answer = self.http.ask(&what, &ask)?;
         if (200..300).contains(&answer.status) { Ok(()) } else { Err(self.http.refused(&what, &answer)) }
     }
+
+    /// An error unless the server shows these records as they are. Vectors may be made anew for their space, so only that
+    /// they are there, with all their numbers, is looked at.
+    fn has(&self, c: &Collection, records: &[Record]) -> Result<(), ChromaError> {
+        let what = format!("reading what was loaded into {}", c.title());
+        let ids: Vec<String> = records.iter().map(|r| r.id.clone()).collect();
+        let body = self.records(c, &ids)?;
+        let shown: Records<'_> =
+            serde_json::from_slice(&body).map_err(|e| self.http.malformed(&what, e.to_string()))?;
+        let at: HashMap<&str, usize> = shown.ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect();
+        for wanted in records {
+            let lost = |part: &str| ChromaError::NotKept {
+                collection: c.title(),
+                id: wanted.id.escape_debug().take(100).collect(),
+                part: part.to_owned(),
+            };
+            let i = *at.get(wanted.id.as_str()).ok_or_else(|| lost("the record"))?;
+            let value = |list: &Option<Vec<&RawValue>>| -> Option<Value> {
+                let value: Value = serde_json::from_str(list.as_ref()?.get(i)?.get()).ok()?;
+                (!value.is_null()).then_some(value)
+            };
+            let given = |raw: Option<&RawValue>| -> Option<Value> {
+                serde_json::from_str(raw?.get()).ok().filter(|v: &Value| !v.is_null())
+            };
+            let numbers = |v: Option<Value>| v.and_then(|v| v.as_array().map(Vec::len));
+            let metadata = match value(&shown.metadatas) {
+                Some(Value::Object(map)) => without_nulls(map),
+                _ => None,
+            };
+            if numbers(value(&shown.embeddings)) != numbers(given(Some(&wanted.embedding))) {
+                return Err(lost("the vector"));
+            }
+            if value(&shown.documents) != given(wanted.document.as_deref()) {
+                return Err(lost("the document"));
+            }
+            if metadata != wanted.metadata.clone().and_then(without_nulls) {
+                return Err(lost("the metadata"));
+            }
+            if value(&shown.uris) != given(wanted.uri.as_deref()) {
+                return Err(lost("the address"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A key without a value is none, and some servers refuse it; so do they an empty set of keys.
@@ -210,22 +262,36 @@ fn without_nulls(metadata: Map<String, Value>) -> Option<Map<String, Value>> {
     (!kept.is_empty()).then_some(kept)
 }
 
-/// What to ask for, fullest first: how vectors are compared must come out the same, the rest is for speed.
-fn configurations(header: &Header) -> Vec<Option<Value>> {
+/// How a collection is asked for.
+#[derive(Debug, PartialEq)]
+enum Way {
+    Configuration(Value),
+    Metadata(Map<String, Value>),
+    Plain,
+}
+
+/// Ways to ask, fullest first: how vectors are compared must come out the same, the rest is for speed.
+fn ways(header: &Header) -> Vec<Way> {
     let hnsw = header.configuration_json.as_ref().and_then(|c| c.get("hnsw")).filter(|h| h.is_object());
-    let of_metadata = header.metadata.as_ref().and_then(|m| m.get("hnsw:space")).and_then(Value::as_str);
+    let of_metadata = header.metadata.as_ref().and_then(|m| m.get(SPACE)).and_then(Value::as_str);
     // Before 1.0 the metadata is true, whatever the configuration says.
     let space = of_metadata.or_else(|| hnsw.and_then(|h| h.get("space")).and_then(Value::as_str));
     let mut ways = Vec::new();
     if let (Some(hnsw), None) = (hnsw, of_metadata) {
-        ways.push(Some(json!({ "hnsw": hnsw })));
+        ways.push(Way::Configuration(json!({ "hnsw": hnsw })));
     }
-    if let Some(space) = space {
-        ways.push(Some(json!({ "hnsw": { "space": space } })));
-    }
-    // Left out, a server takes it from the metadata, or its own default where neither says anything.
-    if of_metadata.is_some() || space.is_none_or(|s| s == "l2") {
-        ways.push(None);
+    match (space, of_metadata) {
+        (Some(space), None) => {
+            ways.push(Way::Configuration(json!({ "hnsw": { "space": space } })));
+            // As it was said before 1.0.
+            let mut metadata = header.metadata.clone().unwrap_or_default();
+            metadata.insert(SPACE.to_owned(), space.into());
+            ways.push(Way::Metadata(metadata));
+        }
+        (Some(space), Some(_)) => {
+            ways.extend([Way::Configuration(json!({ "hnsw": { "space": space } })), Way::Plain]);
+        }
+        (None, _) => ways.push(Way::Plain),
     }
     ways
 }
@@ -236,22 +302,27 @@ mod tests {
 
     #[test]
     fn the_way_vectors_are_compared_is_never_left_to_chance() {
-        let ways = |metadata: Value, configuration: Value| {
+        let ways_of = |metadata: Value, configuration: Value| {
             let text = json!({
                 "tenant": "t", "database": "d", "name": "n", "count": 0,
                 "metadata": metadata, "configuration_json": configuration,
             });
-            configurations(&serde_json::from_value(text).unwrap())
+            ways(&serde_json::from_value(text).unwrap())
         };
-        let cosine = json!({ "hnsw": { "space": "cosine" } });
+        let cosine = || Way::Configuration(json!({ "hnsw": { "space": "cosine" } }));
         let full = json!({ "hnsw": { "space": "cosine", "ef_search": 7 }, "spann": null });
+        let said = Map::from_iter([(SPACE.to_owned(), json!("cosine"))]);
         assert_eq!(
-            ways(Value::Null, full),
-            [Some(json!({ "hnsw": { "space": "cosine", "ef_search": 7 } })), Some(cosine.clone())]
+            ways_of(Value::Null, full),
+            [
+                Way::Configuration(json!({ "hnsw": { "space": "cosine", "ef_search": 7 } })),
+                cosine(),
+                Way::Metadata(said.clone())
+            ]
         );
         let old = json!({ "hnsw_configuration": { "space": "l2" } });
-        assert_eq!(ways(json!({ "hnsw:space": "cosine" }), old), [Some(cosine), None]);
-        assert_eq!(ways(Value::Null, Value::Null), [None]);
+        assert_eq!(ways_of(Value::Object(said), old), [cosine(), Way::Plain]);
+        assert_eq!(ways_of(Value::Null, Value::Null), [Way::Plain]);
     }
 
     #[test]

@@ -102,6 +102,18 @@ impl Container {
         self.labels.get(SERVICE).map(String::as_str)
     }
 
+    /// What Compose says of where it came from: project, service, directory, files (with commas between).
+    pub fn compose(&self) -> Vec<(&'static str, String)> {
+        let labels = [
+            ("project", PROJECT),
+            ("service", SERVICE),
+            ("working_dir", "com.docker.compose.project.working_dir"),
+            ("config_files", "com.docker.compose.project.config_files"),
+            ("environment_file", "com.docker.compose.project.environment_file"),
+        ];
+        labels.into_iter().filter_map(|(key, label)| Some((key, self.label(label)?))).collect()
+    }
+
     /// Services of its project that it needs, as Compose 2 writes them: `db:service_healthy:true,cache:…`.
     pub fn depends_on(&self) -> Vec<&str> {
         let all = self.labels.get(DEPENDS_ON).map_or("", String::as_str);

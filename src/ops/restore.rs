@@ -2,6 +2,7 @@
 //! everything is fetched, compared and read through before anything is touched; the old data is saved and stays beside
 //! until the new one is proved; and each component is wholly old or wholly new, also after a kill.
 
+mod compose;
 mod dependents;
 mod fetch;
 mod put;
@@ -314,6 +315,9 @@ impl<'a> Restore<'a> {
                 cannot(why, elsewhere)
             }
             Err(SourceError::Interrupted(i)) => Err(i.into()),
+            Err(e @ SourceError::Docker(DockerError::NoContainer { .. })) => {
+                Ok(Err((chain(&e), Some(compose::make_containers(chosen.component)))))
+            }
             Err(e) => Ok(Err((self.world.vault.scrub(&chain(&e)), e.hint()))),
         }
     }

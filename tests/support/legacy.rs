@@ -37,3 +37,22 @@ J
     sh(&script);
     dir.join(format!("{name}.tar.gz"))
 }
+
+/// Puts what `command` prints into the archive, as its member `name`, and makes its digests anew.
+#[allow(dead_code)]
+pub fn put_in(archive: &Path, name: &str, command: &str) {
+    sh(&format!(
+        r#"
+        a='{archive}'; n=$(basename "$a" .tar.gz); w=$(mktemp -d); tar -xzf "$a" -C "$w"; cd "$w/$n"
+        {{ {command}; }} > '{name}'
+        python3 - '{name}' "$(sha256sum '{name}' | cut -d' ' -f1)" <<'P'
+import json, sys
+m = json.load(open("manifest.json")); m["checksums"][sys.argv[1]] = sys.argv[2]
+component = {{"chromadb.tar.gz": "chromadb", "redis-dump.rdb": "redis", "postgres.sql.gz": "postgres"}}[sys.argv[1]]
+m["components"] = sorted({{*m["components"], component}}); json.dump(m, open("manifest.json", "w"))
+P
+        cd "$w"; tar -czf "$a" "$n"; sha256sum "$a" > "$a.sha256"; rm -rf "$w"
+        "#,
+        archive = archive.display()
+    ));
+}

@@ -115,6 +115,13 @@ impl Home {
         self
     }
 
+    /// Gives all sources up for one with these lines.
+    pub fn only_source(self, name: &str, lines: &str) -> Self {
+        let home = Self { sources: String::new(), ..self }.source(name, lines);
+        home.write_config();
+        home
+    }
+
     /// Adds a directory source `documents` at `docs`, with one file in it.
     pub fn documents(self) -> Self {
         std::fs::create_dir_all(self.path("docs")).unwrap();
