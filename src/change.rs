@@ -15,7 +15,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::docker::Docker;
+use crate::docker::{Docker, DockerError};
 use crate::hint::Hint;
 
 /// Names in a directory that is changed from within: the new data, and the old.
@@ -39,6 +39,8 @@ pub enum Change {
     },
     /// The entries of a directory that cannot be renamed itself (a mount point).
     Within { root: PathBuf, carried: Vec<PathBuf> },
+    /// The same behind the window of a helper container: its paths are those within it.
+    Window { helper: String, inner: Box<Change> },
     /// An SQLite database, changed by SQLite itself. `old` is a copy of it; None where there was none.
     Sqlite { live: PathBuf, new: PathBuf, old: Option<PathBuf> },
 }
@@ -63,11 +65,14 @@ pub enum ChangeError {
     NoDirectory { path: PathBuf, link: PathBuf },
     #[error("{path} is locked by another program")]
     Locked { path: PathBuf },
+    #[error(transparent)]
+    Docker(#[from] DockerError),
 }
 
 impl Hint for ChangeError {
     fn hint(&self) -> Option<String> {
         match self {
+            Self::Docker(e) => e.hint(),
             Self::Locked { path } => {
                 Some(format!("stop what uses it (fuser -v {}), then again", path.display()))
             }
@@ -153,12 +158,28 @@ pub fn plan_directory(live: &Path, beside: &Path, carried: Vec<PathBuf>) -> Resu
 pub enum Scratch {
     /// A file, or a directory with all in it.
     Path { path: PathBuf },
+    /// The same within a helper container.
+    Window { helper: String, path: PathBuf },
+}
+
+/// A path of a helper container as one of this host.
+fn through(window: &Path, path: &Path) -> PathBuf {
+    window.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// The window of a helper: where its root is for us.
+fn window(engine: Option<&Docker>, helper: &str) -> Result<PathBuf, ChangeError> {
+    let unknown = || DockerError::NoContainer { wanted: format!("{helper:?}, as no engine is known") };
+    Ok(engine.ok_or_else(unknown)?.window(helper)?)
 }
 
 impl Scratch {
     /// Removes it; what is not there is fine.
-    pub fn remove(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    pub fn remove(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
+            Self::Window { helper, path } => {
+                Self::Path { path: through(&window(engine, helper)?, path) }.remove(engine)
+            }
             Self::Path { path } => match look(path)? {
                 Some(meta) if meta.is_dir() => remove(path),
                 Some(_) => remove_file(path),
@@ -172,14 +193,36 @@ impl std::fmt::Display for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Path { path } => path.display().fmt(f),
+            Self::Window { helper, path } => write!(f, "{} of {helper}", path.display()),
         }
     }
 }
 
 impl Change {
-    /// Makes the new data live. Whatever fails, `undo` is to be called. `engine`: where what runs in containers is reached.
-    pub fn apply(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    /// The same change with the paths of a helper container where this host sees them.
+    fn seen_through(&self, window: &Path) -> Self {
+        self.with_paths(|path| through(window, path))
+    }
+
+    /// The same change with other paths; those below the data stay.
+    pub fn with_paths(&self, to: impl Fn(&Path) -> PathBuf) -> Self {
         match self {
+            Self::Exchange { live, beside, new, absent, carried } => Self::Exchange {
+                live: to(live),
+                beside: to(beside),
+                new: *new,
+                absent: *absent,
+                carried: carried.clone(),
+            },
+            Self::Within { root, carried } => Self::Within { root: to(root), carried: carried.clone() },
+            other => other.clone(),
+        }
+    }
+
+    /// Makes the new data live. Whatever fails, `undo` is to be called. `engine`: where what runs in containers is reached.
+    pub fn apply(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
+        match self {
+            Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).apply(engine),
             Self::Exchange { live, beside, absent, carried, .. } => {
                 carry(live, beside, carried)?;
                 let flags = if *absent { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
@@ -212,8 +255,9 @@ impl Change {
     }
 
     /// Makes the old data live again, however far `apply` came, and removes the new.
-    pub fn undo(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    pub fn undo(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
+            Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).undo(engine),
             Self::Exchange { live, beside, new, absent, carried } => {
                 let is_new = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if is_new {
@@ -265,8 +309,9 @@ impl Change {
     }
 
     /// Removes the old data. The new is live and good.
-    pub fn finish(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    pub fn finish(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
+            Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).finish(engine),
             Self::Exchange { live, beside, new, .. } => {
                 let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if went_live { remove(beside) } else { Ok(()) }
@@ -285,7 +330,7 @@ impl Change {
     }
 
     /// Gives the old data a name that a person finds, instead of removing it: where it is then, None when there was none.
-    pub fn keep(&self, id: &str, _engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
+    pub fn keep(&self, id: &str, engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
         // Called again after a kill, it finds that it was done.
         let named = |live: &Path| {
             let mut name = live.file_name().unwrap_or_default().to_owned();
@@ -293,6 +338,9 @@ impl Change {
             live.with_file_name(name)
         };
         let (old, to) = match self {
+            Self::Window { helper, inner } => {
+                return inner.seen_through(&window(engine, helper)?).keep(id, engine);
+            }
             Self::Exchange { absent: true, .. } | Self::Sqlite { old: None, .. } => return Ok(None),
             Self::Exchange { live, beside, .. } => (beside.clone(), named(live)),
             Self::Within { root, .. } => (root.join(OLD), root.join(format!("before-{id}"))),
@@ -304,6 +352,10 @@ impl Change {
         if let Self::Within { root, .. } = self {
             remove_file(&old.join(HALF))?;
             remove(&root.join(NEW))?;
+        }
+        if std::fs::remove_dir(&old).is_ok() {
+            // It was empty.
+            return Ok(None);
         }
         if look(&old)?.is_some() {
             rustix::fs::renameat_with(CWD, &old, CWD, &to, RenameFlags::NOREPLACE)

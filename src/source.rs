@@ -37,7 +37,7 @@ use crate::process::ProcessError;
 use crate::progress::Monitor;
 use crate::run_journal::JournalError;
 use crate::staging::{Stage, StagingError};
-use crate::target::{Target, TreeTarget};
+use crate::target::{Target, TreeTarget, WindowTarget};
 use crate::vault::{SecretError, Vault};
 
 /// The kinds of sources, by the word that `type =` takes.
@@ -458,23 +458,62 @@ fn selector(name: &Name, s: &Section<'_>) -> Selector {
     }
 }
 
-/// A place of containers as a target of a restore.
-fn place_target(place: Place, copy: &CopySettings) -> Result<TreeTarget, SourceError> {
+/// A place of containers as a target of a restore: as a directory of this host, or else through a helper container.
+fn place_target<'a>(
+    context: &Context<'_>,
+    place: Place,
+    container: Option<&Container>,
+    copy: &CopySettings,
+) -> Result<Box<dyn Target + 'a>, SourceError> {
+    match &place.seat {
+        Seat::Volume { name } if place.base.is_none() && context.docker()?.is_local() => {
+            if context.docker()?.lies_in_memory(name)? {
+                return Err(SourceError::hinted(
+                    place.describe(),
+                    "it lies in memory, and is gone when its containers stop",
+                    "restore it elsewhere with --to DIR, then follow RESTORE.md",
+                ));
+            }
+            let image = container.map(|c| c.image_id.clone());
+            Ok(Box::new(WindowTarget::new(place, image, copy.exclude.clone())))
+        }
+        _ => Ok(Box::new(tree_target(context, place, copy)?)),
+    }
+}
+
+/// The same, of a place that is a directory of this host.
+fn tree_target(context: &Context<'_>, place: Place, copy: &CopySettings) -> Result<TreeTarget, SourceError> {
     let what = place.describe();
-    let Some(base) = &place.base else {
+    let elsewhere = "restore it elsewhere with --to DIR, then follow RESTORE.md";
+    let docker = context.docker()?;
+    let (base, rest) = match &place.seat {
+        Seat::Layer { container } if docker.is_local() => {
+            let found = docker.look(container)?;
+            if found.as_ref().is_some_and(|c| c.auto_remove) {
+                return Err(SourceError::hinted(
+                    what,
+                    "the container is removed when it stops, and this goes with it",
+                    "mount a volume there, or run it without --rm; then again",
+                ));
+            }
+            let rest = place.rest.strip_prefix("/").unwrap_or(&place.rest).to_owned();
+            (found.and_then(|c| c.layer), rest)
+        }
+        _ => (place.base.clone(), place.rest.clone()),
+    };
+    let Some(base) = base.filter(|base| base.is_dir()) else {
         return Err(SourceError::hinted(
             what,
             "it cannot be reached without the engine, so nothing can be put in place there as a whole",
-            "restore it elsewhere with --to DIR, then follow RESTORE.md",
+            elsewhere,
         ));
     };
     // The last part may not be there any more; what is above it must be, and no link may lead away.
-    let live = match tree::beneath(base, &place.rest) {
-        Err(TreeError::NoRoot { .. }) => base.join(&place.rest),
+    let live = match tree::beneath(&base, &rest) {
+        Err(TreeError::NoRoot { .. }) => base.join(&rest),
         other => other?,
     };
-    let exclude = copy.exclude.clone();
-    Ok(TreeTarget { live, what, place: Some(place), exclude })
+    Ok(TreeTarget { live, what, place: Some(place), exclude: copy.exclude.clone() })
 }
 
 /// What a source leaves out.

@@ -2,6 +2,8 @@
 //! so a target first brings the new data, whole and compared with the manifest, to a place beside the old, and only then
 //! says which change makes it live.
 
+mod window;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -13,11 +15,13 @@ use crate::archive::read::{codec_of, decompress};
 use crate::archive::tree::{self, Exclude, TreeRules};
 use crate::archive::unpack::{self, Limits, Survey};
 use crate::change::{self, Change, Scratch};
-use crate::docker::{Container, Place};
+use crate::docker::{Container, Place, Seat};
 use crate::manifest::Component;
 use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
 use crate::units::show_bytes;
+
+pub use window::WindowTarget;
 
 /// What is needed to bring one component back.
 pub struct Work<'a> {
@@ -170,6 +174,38 @@ impl TreeTarget {
         }
         Ok(())
     }
+
+    /// Reads the tree through, and compares it with the manifest.
+    fn survey_member(context: &Context<'_>, work: &Work<'_>) -> Result<Survey, SourceError> {
+        let found = work.open(work.member(".tar")?, |body| {
+            Ok(unpack::survey(body, &Self::limits(work), context.cancel)?)
+        })?;
+        Self::compare(work, &found)?;
+        Ok(found)
+    }
+
+    /// Unpacks into the new directory `beside`. Warnings.
+    fn unpack(
+        &self,
+        context: &Context<'_>,
+        work: &Work<'_>,
+        beside: &Path,
+    ) -> Result<Vec<String>, SourceError> {
+        let put = |source| SourceError::Place { path: beside.to_owned(), source };
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+            .create(beside)
+            .map_err(put)?;
+        let done = work.open(work.member(".tar")?, |body| {
+            Ok(unpack::unpack(body, beside, &Self::limits(work), context.cancel, context.monitor)?)
+        })?;
+        Self::compare(work, &done.survey)?;
+        if let Some(Place { seat: Seat::Layer { .. }, .. }) = &self.place {
+            // Nothing of the image shows through.
+            rustix::fs::lsetxattr(beside, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+                .map_err(|e| put(e.into()))?;
+        }
+        Ok(done.warnings())
+    }
 }
 
 impl Target for TreeTarget {
@@ -207,10 +243,7 @@ impl Target for TreeTarget {
                 "is its disk mounted? make the directory above it, or restore elsewhere with --to",
             )
         })?;
-        let found = work.open(work.member(".tar")?, |body| {
-            Ok(unpack::survey(body, &Self::limits(work), context.cancel)?)
-        })?;
-        Self::compare(work, &found)?;
+        let found = Self::survey_member(context, work)?;
         let on = if self.live.is_dir() { &self.live } else { parent };
         Ok((on.to_owned(), found.data_bytes + 4096 * found.inodes))
     }
@@ -223,14 +256,7 @@ impl Target for TreeTarget {
     ) -> Result<Vec<String>, SourceError> {
         let beside = change::beside(&self.live, work.id);
         journal.record(&work.scratch(&beside))?;
-        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-            .create(&beside)
-            .map_err(|source| SourceError::Place { path: beside.clone(), source })?;
-        let done = work.open(work.member(".tar")?, |body| {
-            Ok(unpack::unpack(body, &beside, &Self::limits(work), context.cancel, context.monitor)?)
-        })?;
-        Self::compare(work, &done.survey)?;
-        Ok(done.warnings())
+        self.unpack(context, work, &beside)
     }
 
     fn change(&self, context: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {

@@ -2,6 +2,7 @@
 //! What could go wrong: a blind command, which would wake a container that somebody else paused or stopped; so each
 //! act looks first, and a container that is already as it should be is left alone.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
@@ -28,8 +29,17 @@ pub enum Fate {
     Gone,
 }
 
+/// What a helper is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It is never started, and cannot write.
+    Read,
+    /// It runs, and we write through its eyes.
+    Write,
+}
+
 /// Label of everything that we create in an engine.
-const HELPER_LABEL: &str = "tars-backup.helper";
+pub(super) const HELPER_LABEL: &str = "tars-backup.helper";
 /// Where a helper has the volume.
 const WINDOW: &str = "/tars-backup-window";
 /// How long an engine that is being restarted is waited for.
@@ -150,13 +160,15 @@ impl Docker {
         }
     }
 
-    /// A container that is never started: through it the engine lets us read a volume, or a directory of its host.
-    /// `image` must be there; nothing is pulled. Returns the path at which the mount appears in it.
+    /// A container through which the engine lets us read a volume, or a directory of its host, without being started; or
+    /// write there while it runs and does nothing. `image` must be there; nothing is pulled. Returns the path at which
+    /// the mount appears in it.
     pub(super) fn create_helper(
         &self,
         name: &str,
         image: &str,
         seat: &Seat,
+        purpose: Purpose,
     ) -> Result<&'static str, DockerError> {
         let (typ, source) = match seat {
             Seat::Volume { name } => (MountType::VOLUME, name.clone()),
@@ -169,12 +181,17 @@ impl Docker {
             target: Some(WINDOW.to_owned()),
             source: Some(source),
             typ: Some(typ),
-            read_only: Some(true),
+            read_only: Some(purpose == Purpose::Read),
             ..Mount::default()
         };
         let config = ContainerCreateBody {
             image: Some(image.to_owned()),
-            entrypoint: Some(vec!["/tars-backup-never-starts-this".to_owned()]),
+            entrypoint: Some(match purpose {
+                Purpose::Read => vec!["/tars-backup-never-starts-this".to_owned()],
+                Purpose::Write => ["sleep", "2147483647"].map(str::to_owned).to_vec(),
+            }),
+            cmd: Some(Vec::new()),
+            user: Some("0".to_owned()),
             labels: Some([(HELPER_LABEL.to_owned(), "1".to_owned())].into()),
             network_disabled: Some(true),
             host_config: Some(HostConfig {
@@ -189,6 +206,18 @@ impl Docker {
         Ok(WINDOW)
     }
 
+    /// Directory of this host at which the helper `name` shows what it has mounted; it is started where it does not run.
+    pub fn window(&self, name: &str) -> Result<PathBuf, DockerError> {
+        let gone = || DockerError::NoContainer { wanted: format!("{name:?}, a helper of ours") };
+        let helper = self.look(name)?.filter(|c| c.is_helper()).ok_or_else(gone)?;
+        self.continue_running(&helper)?;
+        let now = self.look(name)?.ok_or_else(gone)?;
+        if now.state != "running" || !now.is_process_of_this_host() {
+            return Err(DockerError::NoWindow { name: name.to_owned(), image: now.image });
+        }
+        Ok(PathBuf::from(format!("/proc/{}/root", now.pid)))
+    }
+
     /// Removes a helper; one that is not there is fine, if it does not come within `unsettled`; what is not ours is left
     /// alone.
     pub fn remove_helper(&self, name: &str, unsettled: Duration) -> Result<(), DockerError> {
@@ -201,7 +230,7 @@ impl Docker {
             }
             let _: Option<()> = self.wait(LOOK_AGAIN, std::future::pending())?;
         };
-        if !found.labels.contains_key(HELPER_LABEL) {
+        if !found.is_helper() {
             return Ok(());
         }
         // v: the anonymous volumes that the image declares.

@@ -36,6 +36,8 @@ pub enum DockerError {
     NoVolume { wanted: String },
     #[error("volume {volume} stands for the directory {}, which is not there", device.display())]
     NoDevice { volume: String, device: PathBuf },
+    #[error("the helper container {name} does not run: has its image {image} no program `sleep`?")]
+    NoWindow { name: String, image: String },
     #[error("{destination} of {container} lies in memory: nothing there survives a restart")]
     Volatile { container: String, destination: String },
     #[error("container {name} is {state}")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, HealthStatusEnum, PortBinding};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 
+use super::acts::HELPER_LABEL;
 use super::client::{Docker, DockerError};
 use crate::run_journal::{Held, How};
 
@@ -80,6 +81,8 @@ pub struct Container {
     /// Directory that its program is started in.
     pub working_dir: String,
     pub labels: BTreeMap<String, String>,
+    /// Directory of the engine's host with what it changed of its image, where the engine keeps that as a directory.
+    pub layer: Option<PathBuf>,
     pub(super) mounts: Vec<Mount>,
 }
 
@@ -130,6 +133,11 @@ impl Container {
     pub fn volumes(&self) -> Vec<String> {
         let volumes = self.mounts.iter().filter(|m| m.kind == MountKind::Volume);
         volumes.map(|m| format!("{} at {}", m.volume, m.destination)).collect()
+    }
+
+    /// Whether it is one of ours, which only shows a volume to us.
+    pub fn is_helper(&self) -> bool {
+        self.labels.contains_key(HELPER_LABEL)
     }
 
     /// Whether anything in it can run now or soon, and so can write.
@@ -206,7 +214,7 @@ impl Docker {
         let mut active = Vec::new();
         for id in listed.iter().filter_map(|c| c.id.as_deref()) {
             // Gone between the two questions is as good as never there.
-            active.extend(self.look(id)?.filter(Container::is_active));
+            active.extend(self.look(id)?.filter(|c| c.is_active() && !c.is_helper()));
         }
         Ok(active)
     }
@@ -316,6 +324,8 @@ fn convert(raw: ContainerInspectResponse) -> Container {
         .into_values()
         .filter_map(|n| n.ip_address.filter(|a| !a.is_empty()))
         .collect();
+    let layer = raw.graph_driver.filter(|d| d.name == "overlay2");
+    let layer = layer.and_then(|d| d.data.get("UpperDir").map(PathBuf::from));
     let of_host = host.network_mode.as_deref() == Some("host");
     Container {
         id: raw.id.unwrap_or_default(),
@@ -337,6 +347,7 @@ fn convert(raw: ContainerInspectResponse) -> Container {
         args,
         working_dir: config.working_dir.unwrap_or_default(),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
+        layer,
         mounts,
     }
 }

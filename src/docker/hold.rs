@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::acts::Fate;
+use super::acts::{Fate, Purpose};
 use super::client::{Docker, DockerError};
 use super::containers::Container;
 use super::place::{Devices, Place};
@@ -99,6 +99,8 @@ struct Table {
     changes: u64,
     begun: bool,
     guardian: Option<Guardian>,
+    /// Helpers that run, each with its engine.
+    windows: Vec<(String, Docker)>,
     /// Containers that could not be brought back, for a person.
     left: Vec<String>,
     closed: bool,
@@ -426,16 +428,9 @@ impl<'a> Holds<'a> {
             None => docker.any_image().map_err(HoldError::from)?,
         };
         self.begin(Some(docker))?;
-        let number = {
-            let mut table = self.table();
-            table.last += 1;
-            table.last
-        };
-        let name = format!("tars-backup-helper-{}-{number}", std::process::id());
-        let helper = Helper { name: name.clone(), at: Timestamp::now() };
-        self.journal.record(&Step::Helper(helper)).map_err(HoldError::from)?;
+        let name = self.announce_helper().map_err(E::from)?;
         // Deaf to the interrupt, which would leave us in doubt about what the engine does.
-        let made = docker.undisturbed().create_helper(&name, &image, &place.seat);
+        let made = docker.undisturbed().create_helper(&name, &image, &place.seat, Purpose::Read);
         let settle = match &made {
             Ok(_) | Err(DockerError::Refused { .. }) => Duration::ZERO,
             Err(_) => Helper::SETTLE,
@@ -446,6 +441,49 @@ impl<'a> Holds<'a> {
             Err(e) => self.leave(format!("the helper container {name} could not be removed: {}", chain(&e))),
         }
         outcome
+    }
+
+    fn announce_helper(&self) -> Result<String, HoldError> {
+        let number = {
+            let mut table = self.table();
+            table.last += 1;
+            table.last
+        };
+        let name = format!("tars-backup-helper-{}-{number}", std::process::id());
+        let helper = Helper { name: name.clone(), at: Timestamp::now() };
+        self.journal.record(&Step::Helper(helper))?;
+        Ok(name)
+    }
+
+    /// Creates and starts a helper container that shows `place` to this host until the run ends: its name, and where it
+    /// shows it within itself.
+    pub fn open_window(
+        &self,
+        docker: &Docker,
+        place: &Place,
+        image: Option<&str>,
+    ) -> Result<(String, &'static str), HoldError> {
+        let image = image.map_or_else(|| docker.any_image(), |image| Ok(image.to_owned()))?;
+        self.begin(Some(docker))?;
+        let name = self.announce_helper()?;
+        self.table().windows.push((name.clone(), docker.undisturbed()));
+        let window = docker.undisturbed().create_helper(&name, &image, &place.seat, Purpose::Write)?;
+        Ok((name, window))
+    }
+
+    fn close_windows(&self) {
+        let windows = std::mem::take(&mut self.table().windows);
+        // Data that could not be put right is reached through its window by whoever recovers.
+        if windows.is_empty() || self.journal.pending().is_ok_and(|p| !p.changes.is_empty()) {
+            return;
+        }
+        for (name, docker) in windows {
+            let removed = docker.remove_helper(&name, Duration::ZERO).map_err(HoldError::from);
+            let known = || Ok(self.journal.record(&Step::HelperRemoved { name: name.clone() })?);
+            if let Err(e) = removed.and_then(|()| known()) {
+                self.leave(format!("the helper container {name} could not be removed: {}", chain(&e)));
+            }
+        }
     }
 
     /// Lets holds go whose time is up. Runs beside the captures until `close`.
@@ -567,6 +605,7 @@ impl<'a> Holds<'a> {
 
     /// Ends the holding of a run; what could not be undone, for a person. The guardian goes only when nothing is left.
     pub fn finish(&self) -> Vec<String> {
+        self.close_windows();
         let (guardian, begun) = {
             let mut table = self.table();
             (table.guardian.take(), table.begun)

@@ -69,8 +69,8 @@ impl Source for Ollama {
         context: &Context<'_>,
         _: &Component,
     ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
-        let (_, _, place) = self.find(context)?;
-        Ok(Some(Box::new(place_target(place, &self.copy)?)))
+        let (container, _, place) = self.find(context)?;
+        Ok(Some(place_target(context, place, Some(&container), &self.copy)?))
     }
 
     fn needs_docker(&self) -> bool {

@@ -95,8 +95,8 @@ impl Source for Volume {
         context: &Context<'_>,
         _: &Component,
     ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
-        let (_, place, _) = self.find(context)?;
-        Ok(Some(Box::new(place_target(place, &self.copy)?)))
+        let (container, place, _) = self.find(context)?;
+        Ok(Some(place_target(context, place, container.as_ref(), &self.copy)?))
     }
 
     fn needs_docker(&self) -> bool {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::lab::{Lab, until};
 use crate::legacy;
-use crate::support::{Home, killed_at, sh};
+use crate::support::{Home, killed_at, run, sh};
 
 /// A container that appends to a file of its volume and shows what it reads there.
 const SERVICE: &str =
@@ -152,20 +152,107 @@ fn a_bind_mount_and_a_volume_that_is_a_directory_come_back() {
     assert_eq!(lab.sh(&one, "cat /bind/value /device/value"), "before\nbefore\n");
 }
 
+/// A volume that is mounted by the engine only, while a container of it runs.
+fn mounted_by_the_engine(lab: &Lab, home: &Home) -> String {
+    let dir = home.at("layers");
+    sh(&format!("mkdir -p '{dir}'/lower '{dir}'/upper '{dir}'/work"));
+    let volume = lab.volume("odd");
+    lab.ok(&["volume", "rm", &volume]);
+    let options = format!("o=lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work");
+    let label = ["volume", "create", "--label", "tars-lab=test"];
+    let driver = ["--opt", "type=overlay", "--opt", "device=overlay", "--opt", &options, &volume];
+    lab.ok(&[&label[..], &driver[..]].concat());
+    volume
+}
+
+/// Ids of the helpers that have the volume mounted.
+fn helpers(lab: &Lab, volume: &str) -> Vec<String> {
+    let mounts = format!("volume={volume}");
+    let ids = lab.ok(&["ps", "-aq", "--filter", "label=tars-backup.helper", "--filter", &mounts]);
+    ids.split_whitespace().map(str::to_owned).collect()
+}
+
 #[test]
-fn what_the_engine_alone_can_reach_is_refused_with_a_way_out() {
+fn a_volume_that_only_the_engine_can_mount_comes_back_wholly_or_not_at_all() {
+    let lab = Lab::new();
+    let home = Home::new();
+    let volume = mounted_by_the_engine(&lab, &home);
+    let mount = format!("{volume}:/data");
+    let one = lab.container(&["run", "-d"], "one", &["-v", &mount, "redis:7-alpine", "sleep", "infinity"]);
+    lab.sh(
+        &one,
+        "mkdir -p /data/deep/cache; echo before | tee /data/value > /data/deep/value; chmod 750 /data",
+    );
+    let lines = format!("type = \"volume\"\nvolume = {volume:?}\nexclude = [\"cache\"]");
+    let deep = format!("type = \"volume\"\ncontainer = {one:?}\npath = \"/data/deep\"");
+    let home = home.source("odd", &lines).ready();
+    home.backup(0);
+    let change = "rm -f /data/value; echo after > /data/deep/value; mkdir -p /data/deep/cache; \
+                  echo kept > /data/deep/cache/x; touch /data/fresh; chmod 700 /data";
+    let look =
+        || lab.sh(&one, "cat /data/value /data/deep/value /data/deep/cache/x; ls -A /data; stat -c %a /data");
+    lab.sh(&one, change);
+    home.tars(&["restore", "--latest", "--yes"]).expect(0).says("restored odd");
+    assert_eq!(look(), "before\nbefore\nkept\ndeep\nvalue\n750\n");
+    assert!(helpers(&lab, &volume).is_empty());
+
+    let mut kills = 0;
+    for lines in 1.. {
+        lab.sh(&one, change);
+        if !killed_at(&home, lines, false) {
+            break;
+        }
+        kills += 1;
+        // As after a power cut: what showed us the volume does not run any more.
+        for helper in helpers(&lab, &volume) {
+            run("docker", &["kill", &helper]);
+        }
+        home.tars(&["recover"]).expect(0);
+        let now = lab.sh(&one, "cat /data/deep/value /data/deep/cache/x; ls -A /data");
+        let old = "after\nkept\ndeep\nfresh\n";
+        assert!(now == old || now == "before\nkept\ndeep\nvalue\n", "{now} after a kill at line {lines}");
+        assert!(helpers(&lab, &volume).is_empty());
+        assert!(!home.path("state/run.journal").exists());
+    }
+    assert!(kills >= 6, "only {kills} kills hit");
+
+    // A directory within it.
+    let home = home.only_source("deep", &deep);
+    home.backup(0);
+    lab.sh(&one, "echo after > /data/deep/value; echo stays > /data/beside");
+    home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    let now = lab.sh(&one, "cat /data/deep/value /data/beside; ls -A /data");
+    assert_eq!(now, "before\nstays\nbeside\ndeep\nvalue\n");
+}
+
+#[test]
+fn data_in_the_own_layer_of_a_container_comes_back_and_nothing_of_its_image_shows_through() {
     let lab = Lab::new();
     let one = lab.container(&["run", "-d"], "one", &["redis:7-alpine", "sleep", "infinity"]);
-    lab.sh(&one, "mkdir /stuff && echo before > /stuff/value");
+    let two = lab.container(&["run", "-d", "--rm"], "two", &["redis:7-alpine", "sleep", "infinity"]);
+    lab.sh(
+        &one,
+        "mkdir /stuff; echo before > /stuff/value; rm /etc/default/useradd; echo x > /etc/default/own",
+    );
+    lab.sh(&two, "mkdir /stuff; echo before > /stuff/value");
+    let path = |c: &str, p: &str| format!("type = \"volume\"\ncontainer = {c:?}\npath = \"{p}\"");
     let home = Home::new()
-        .source("stuff", &format!("type = \"volume\"\ncontainer = {one:?}\npath = \"/stuff\""))
+        .source("stuff", &path(&one, "/stuff"))
+        .source("image", &path(&one, "/etc/default"))
+        .source("brief", &path(&two, "/stuff"))
         .ready();
     home.backup(0);
-    lab.sh(&one, "echo after > /stuff/value");
-    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("--to DIR");
-    assert_eq!(lab.sh(&one, "cat /stuff/value"), "after\n");
-    home.tars(&["restore", "--latest", "--to", &home.at("out")]).expect(0);
-    assert_eq!(sh(&format!("cat '{}/stuff/value'", home.at("out"))), "before\n");
+    let defaults = || lab.sh(&one, "ls /etc/default; cat /etc/default/own");
+    let before = defaults();
+    assert!(!before.contains("useradd"));
+    lab.sh(&one, "echo after > /stuff/value; echo y > /etc/default/own; echo z > /etc/default/useradd");
+    lab.sh(&two, "echo after > /stuff/value");
+    let done = home.tars(&["restore", "--latest", "--yes"]).expect(2);
+    done.says("restored image, stuff").says("--rm");
+    assert_eq!(lab.sh(&one, "cat /stuff/value"), "before\n");
+    assert_eq!(defaults(), before);
+    assert_eq!(lab.sh(&one, "find / -xdev -name '*tars-restore*'"), "");
+    assert_eq!(lab.sh(&two, "cat /stuff/value"), "after\n");
 }
 
 #[test]

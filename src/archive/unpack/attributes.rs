@@ -12,6 +12,7 @@ use crate::format::tarwalk::Mtime;
 
 const SET_ID: u32 = 0o6000;
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+const LAYER_MARKS: &[u8] = b"trusted.overlay.";
 /// An attribute that is refused for lack of room while this much is free does not fit into the file system's own form,
 /// bytes.
 const ROOM_BYTES: u64 = 1 << 20;
@@ -50,6 +51,10 @@ impl Attributes {
         let mut mode = self.mode;
         for (stored, value) in &self.xattrs {
             let name = attribute_name(stored);
+            // Marks of a layered file system: nobody's data, and in a layer they would bring other files back.
+            if name.starts_with(LAYER_MARKS) {
+                continue;
+            }
             let Some(e) = tolerated_xattr(target, &name, value, path)? else { continue };
             let detail = format!("{}, {e}", super::shown(&name));
             out.xattrs.add(&cut(path), Some(&detail));

@@ -18,7 +18,7 @@ use crate::docker::{Container, DockerError, Place};
 use crate::hint::{Hint, chain};
 use crate::manifest::Component;
 use crate::run_journal::{How, RunJournal};
-use crate::source::{Context, SourceError, place_target};
+use crate::source::{Context, SourceError, tree_target};
 use crate::target::{Existing, Target, TreeTarget, Work};
 
 pub(super) struct ChromaTarget<'a> {
@@ -46,7 +46,7 @@ impl Chroma {
                 (Some(container), place)
             }
         };
-        let tree = place_target(place, &self.copy)?;
+        let tree = tree_target(context, place, &self.copy)?;
         Ok(ChromaTarget { source: self, tree, container, copied: OnceCell::new() })
     }
 
