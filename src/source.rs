@@ -460,21 +460,25 @@ fn selector(name: &Name, s: &Section<'_>) -> Selector {
 
 /// A place of containers as a target of a restore.
 fn place_target(place: Place, copy: &CopySettings) -> Result<TreeTarget, SourceError> {
-    let what = place.describe();
+    let (what, live) = (place.describe(), reachable(&place)?);
+    let exclude = copy.exclude.clone();
+    Ok(TreeTarget { live, what, place: Some(place), exclude })
+}
+
+/// The directory of this host that can be replaced as a whole.
+fn reachable(place: &Place) -> Result<PathBuf, SourceError> {
     let Some(base) = &place.base else {
         return Err(SourceError::hinted(
-            what,
+            place.describe(),
             "it cannot be reached without the engine, so nothing can be put in place there as a whole",
             "restore it elsewhere with --to DIR, then follow RESTORE.md",
         ));
     };
     // The last part may not be there any more; what is above it must be, and no link may lead away.
-    let live = match tree::beneath(base, &place.rest) {
-        Err(TreeError::NoRoot { .. }) => base.join(&place.rest),
-        other => other?,
-    };
-    let exclude = copy.exclude.clone();
-    Ok(TreeTarget { live, what, place: Some(place), exclude })
+    match tree::beneath(base, &place.rest) {
+        Err(TreeError::NoRoot { .. }) => Ok(base.join(&place.rest)),
+        other => Ok(other?),
+    }
 }
 
 /// What a source leaves out.

@@ -190,7 +190,7 @@ fn the_volume_of_an_archive_of_the_bash_script_comes_back() {
 }
 
 /// Kills a restore when its journal has `lines` lines; false when it ended before.
-fn killed_at(home: &Home, lines: usize) -> bool {
+pub fn killed_at(home: &Home, lines: usize) -> bool {
     let mut child = home
         .command(&["restore", "--latest", "--yes", "--no-safety-backup", "--wait", "30s"])
         .stdout(std::process::Stdio::null())
