@@ -29,7 +29,7 @@ use crate::secret::SecretRef;
 use crate::staging::Stage;
 use crate::target::Target;
 use server::Server;
-use settings::fact;
+use settings::{fact, first_part, list_of_first_part, list_of_parts};
 use target::RedisTarget;
 
 pub const KIND: Kind = Kind { critical: false, on_by_default: true, read, check, restore };
@@ -310,13 +310,13 @@ fn restore(_: &str, component: &Component) -> String {
         quote(&aside),
     );
     if component.facts.get("aof").and_then(Value::as_bool) == Some(true) {
-        let base = quote(&format!("{aof_dir}/{aof}.1.base.rdb"));
+        let base = quote(&format!("{aof_dir}/{}", first_part(&aof)));
         text.push_str(&format!(
             "# With appendonly yes the server ignores {rdb}: it gets the file as the base of a new append-only set.\n\
-             mkdir {}\ncp {member} {base}\necho {} > {}\nchmod -R a+rX {}\ndocker cp {} {}\n",
+             mkdir {}\ncp {member} {base}\nprintf '%s\\n' {} > {}\nchmod -R a+rX {}\ndocker cp {} {}\n",
             quote(&aof_dir),
-            quote(&format!("file {aof}.1.base.rdb seq 1 type b")),
-            quote(&format!("{aof_dir}/{aof}.manifest")),
+            quote(&list_of_first_part(&aof)),
+            quote(&format!("{aof_dir}/{}", list_of_parts(&aof))),
             quote(&aof_dir),
             quote(&aof_dir),
             quote(&format!("{container}:{dir}/")),

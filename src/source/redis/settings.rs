@@ -53,21 +53,21 @@ impl Layout {
         let climbs = dir.components().any(|c| c == std::path::Component::ParentDir);
         (!dir.is_absolute() || climbs).then(|| format!("{:?} is no place for its data", self.dir))
     }
+}
 
-    /// Name of the first file of a set of append-only files.
-    pub fn base(&self) -> String {
-        format!("{}.1.base.rdb", self.append_file)
-    }
+/// The first of the append-only files that Redis 7 calls by this name.
+pub fn first_part(append_file: &str) -> String {
+    format!("{append_file}.1.base.rdb")
+}
 
-    /// Name of the list of append-only files.
-    pub fn list(&self) -> String {
-        format!("{}.manifest", self.append_file)
-    }
+/// The list of these files.
+pub fn list_of_parts(append_file: &str) -> String {
+    format!("{append_file}.manifest")
+}
 
-    /// The list that has only the base.
-    pub fn list_text(&self) -> String {
-        format!("file {} seq 1 type b\n", represent(&self.base()))
-    }
+/// The one line of a list that has only the first.
+pub fn list_of_first_part(append_file: &str) -> String {
+    format!("file {} seq 1 type b", represent(&first_part(append_file)))
 }
 
 /// A name as Redis writes it in its lists: in quotes where it has more than plain characters.
@@ -348,10 +348,10 @@ mod tests {
     /// As Redis 7.0.15 writes them.
     #[test]
     fn names_in_a_list_are_quoted_where_redis_does() {
-        let text = |name: &str| layout("r", "d", name).list_text();
-        assert_eq!(text("appendonly.aof"), "file appendonly.aof.1.base.rdb seq 1 type b\n");
-        assert_eq!(text("app end.aof"), "file \"app end.aof.1.base.rdb\" seq 1 type b\n");
-        assert_eq!(text("q\"ü"), "file \"q\\\"\\xc3\\xbc.1.base.rdb\" seq 1 type b\n");
+        let text = list_of_first_part;
+        assert_eq!(text("appendonly.aof"), "file appendonly.aof.1.base.rdb seq 1 type b");
+        assert_eq!(text("app end.aof"), "file \"app end.aof.1.base.rdb\" seq 1 type b");
+        assert_eq!(text("q\"ü"), "file \"q\\\"\\xc3\\xbc.1.base.rdb\" seq 1 type b");
     }
 
     #[test]

@@ -13,7 +13,9 @@ use serde_json::{Map, Value};
 
 use super::counts::Holdings;
 use super::server::Server;
-use super::settings::{AppendOnly, Layout, Told, Version, config_path, fact};
+use super::settings::{
+    AppendOnly, Layout, Told, Version, config_path, fact, first_part, list_of_first_part, list_of_parts,
+};
 use super::{Redis, rdb_facts};
 use crate::archive::tree::Exclude;
 use crate::change::{self, Change};
@@ -169,7 +171,7 @@ impl<'a> RedisTarget<'a> {
             AppendOnly::OneFile => names.push(layout.append_file.clone().into()),
             AppendOnly::Parts => {
                 make(&beside.join(parts))?;
-                names.push(parts.join(layout.base()));
+                names.push(parts.join(first_part(&layout.append_file)));
             }
         }
         let mut files = Vec::new();
@@ -182,8 +184,8 @@ impl<'a> RedisTarget<'a> {
             tee.failed.take().map_or(read, Err)
         })?;
         if layout.append_only == AppendOnly::Parts {
-            let (path, mut list) = create(beside.join(parts).join(layout.list()))?;
-            list.write_all(layout.list_text().as_bytes())
+            let (path, mut list) = create(beside.join(parts).join(list_of_parts(&layout.append_file)))?;
+            writeln!(list, "{}", list_of_first_part(&layout.append_file))
                 .map_err(|source| SourceError::Place { path: path.clone(), source })?;
             files.push((path, list));
         }
@@ -203,7 +205,7 @@ impl<'a> RedisTarget<'a> {
         let old_file = [&self.layout.dump, &self.layout.append_file]
             .iter()
             .map(|name| live.join(name))
-            .chain([old_parts.join(self.layout.list())])
+            .chain([old_parts.join(list_of_parts(&self.layout.append_file))])
             .find_map(|path| Looks::of(&path, Path::is_file));
         // As Redis itself makes them.
         let file = old_file.unwrap_or(Looks { mode: 0o644, ..root });
