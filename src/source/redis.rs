@@ -62,7 +62,7 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
         save_timeout: s.duration_or(
             "save_timeout",
             Duration::from_secs(1800),
-            "Longest time for a background save",
+            "Longest time for a background save, and for reading the data after a restore",
         ),
         limits,
     })

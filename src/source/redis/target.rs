@@ -223,6 +223,39 @@ impl<'a> RedisTarget<'a> {
         sync(beside)
     }
 
+    /// A server without an append-only file may hold what is written nowhere: when it is stopped that is gone, and the old
+    /// data could not come back.
+    fn save_old(&self, context: &Context<'_>) -> Result<(), SourceError> {
+        if self.container.state != "running" {
+            return Ok(());
+        }
+        let server = match self.source.server(context) {
+            Err(SourceError::Docker(_)) => return Ok(()),
+            other => other?,
+        };
+        let state = server.persistence()?;
+        let is = |key: &str, value: &str| state.get(key).is_some_and(|v| v == value);
+        let (dump, _) = self.source.dump_place(&server)?;
+        let written = is("rdb_changes_since_last_save", "0") && server.fingerprint(&dump)?.is_some();
+        if is("aof_enabled", "1") || written {
+            return Ok(());
+        }
+        self.source.save(context, &server, &dump).map_err(|e| match e {
+            SourceError::Interrupted(i) => i.into(),
+            e => SourceError::hinted(
+                self.container.name.clone(),
+                format!(
+                    "what it holds now is not saved, and would be gone if the restore failed: {}",
+                    chain(&e)
+                ),
+                format!(
+                    "if it may go, stop the server and restore again: docker stop {}",
+                    self.container.name
+                ),
+            ),
+        })
+    }
+
     /// The server holds what was put in place.
     fn ask_for_it(&self, context: &Context<'_>, work: &Work<'_>) -> Result<Vec<String>, SourceError> {
         let server = self.await_loaded(context)?;
@@ -353,6 +386,7 @@ impl Target for RedisTarget<'_> {
         let placed = self.fill(context, work, &beside)?;
         // Once per restore; a second value could only be the same.
         let _ = self.placed.set(placed);
+        self.save_old(context)?;
         Ok(Vec::new())
     }
 
