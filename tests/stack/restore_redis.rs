@@ -370,6 +370,37 @@ fn a_server_that_evicts_what_it_reads_is_said() {
 }
 
 #[test]
+fn a_server_that_reads_for_long_is_waited_for_but_not_for_ever() {
+    let lab = Lab::new();
+    // With the second it answers while it reads, without it nobody.
+    for (name, interval) in [("silent", "2097152"), ("talks", "1024")] {
+        let mount = format!("{}:/data", lab.volume(name));
+        // Eight seconds for 200 keys.
+        let slow = [
+            "--appendonly",
+            "yes",
+            "--key-load-delay",
+            "40000",
+            "--loading-process-events-interval-bytes",
+            interval,
+        ];
+        let redis = lab.redis(name, &["-v", &mount], &slow);
+        let fill = "for i = 1, 200 do redis.call('SET', 'key' .. i, string.rep('x', 100)) end";
+        lab.redis_cli(&redis, &["EVAL", fill, "0"]);
+        let home = home(&redis, "save_timeout = \"2s\"");
+        home.backup(0);
+        lab.redis_cli(&redis, &["FLUSHALL"]);
+        lab.redis_cli(&redis, &["SET", "old", "1"]);
+        home.tars(&RESTORE).expect(1).says("did not serve the new data within 2 s");
+        lab.await_redis(&redis);
+        assert_eq!(lab.redis_cli(&redis, &["GET", "old"]), "1\n");
+        sh(&format!("sed -i /save_timeout/d '{}'", home.at("config.toml")));
+        home.tars(&RESTORE).expect(0);
+        assert_eq!(lab.redis_cli(&redis, &["DBSIZE"]), "200\n");
+    }
+}
+
+#[test]
 fn what_cannot_be_put_back_is_refused_before_anything_is_touched() {
     let lab = Lab::new();
     // In the container's own layer.

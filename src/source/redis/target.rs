@@ -290,8 +290,13 @@ impl<'a> RedisTarget<'a> {
             if life.get_or_insert_with(|| now.started_at.clone()) != &now.started_at {
                 return Err(self.unwell("it ended while it read the new data, and was started again"));
             }
-            let server = Server::of(self.source, context, now, None)?;
-            let last = match server.persistence() {
+            let mut server = Server::of(self.source, context, now, None)?;
+            // While it reads it may answer nobody, for as long as that takes.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let usual = std::mem::replace(&mut server.limits.total, left.max(Duration::from_secs(1)));
+            let answer = server.persistence();
+            server.limits.total = usual;
+            let last = match answer {
                 Ok(state) if state.get("loading").is_none_or(|v| v == "0") => return Ok(server),
                 Ok(_) => "it still reads its data".to_owned(),
                 // It does not listen yet, or answers nobody while it reads.
