@@ -395,9 +395,50 @@ fn a_server_that_reads_for_long_is_waited_for_but_not_for_ever() {
         lab.await_redis(&redis);
         assert_eq!(lab.redis_cli(&redis, &["GET", "old"]), "1\n");
         sh(&format!("sed -i /save_timeout/d '{}'", home.at("config.toml")));
+        // Whoever is tired of waiting gets the old data, too.
+        let waiting = home.spawn(&RESTORE);
+        let begun = lab.ok(&["inspect", "-f", "{{.State.StartedAt}}", &redis]);
+        until("it is started with the new data", || {
+            lab.ok(&["inspect", "-f", "{{.State.StartedAt}} {{.State.Running}}", &redis])
+                != format!("{} true\n", begun.trim())
+                && state(&lab, &redis) == "running"
+        });
+        waiting.signal("INT");
+        assert!(waiting.end().code > 2);
+        until("it runs", || state(&lab, &redis) == "running");
+        lab.await_redis(&redis);
+        assert_eq!(lab.redis_cli(&redis, &["GET", "old"]), "1\n");
         home.tars(&RESTORE).expect(0);
         assert_eq!(lab.redis_cli(&redis, &["DBSIZE"]), "200\n");
     }
+}
+
+#[test]
+fn a_server_that_dies_of_its_data_again_and_again_gets_the_restored() {
+    let lab = Lab::new();
+    let volume = lab.volume("loop");
+    let mount = format!("{volume}:/data");
+    let mut args = vec!["--restart", "unless-stopped", "-v", mount.as_str()];
+    args.push("redis:7-alpine");
+    let redis = lab.redis("loop", &args, &APPEND);
+    odd(&lab, &redis);
+    lab.redis_cli(&redis, &["BGREWRITEAOF"]);
+    until("it is written", || lab.redis_info(&redis, "aof_rewrite_in_progress") == "0");
+    let home = home(&redis, "");
+    home.backup(0);
+    let before = portrait(&lab, &redis);
+    lab.ok(&["stop", &redis]);
+    let data = data(&lab, &volume);
+    sh(&format!(
+        "cd '{data}/appendonlydir'; for f in *.base.rdb; do printf XXXX | dd of=\"$f\" bs=1 seek=5000 conv=notrunc status=none; done"
+    ));
+    lab.ok(&["start", &redis]);
+    until("it dies", || lab.ok(&["inspect", "-f", "{{.RestartCount}}", &redis]).trim() != "0");
+    home.tars(&RESTORE).expect(0).says("it is kept in");
+    assert_eq!(state(&lab, &redis), "running");
+    assert_same(&lab, &redis, &before);
+    sh(&format!("ls '{data}'/../_data.before-*/appendonlydir; rm -rf '{data}'/../_data.before-*"));
+    assert_clean(&home, &data);
 }
 
 #[test]

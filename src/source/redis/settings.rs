@@ -265,6 +265,13 @@ mod tests {
         a.iter().map(|s| (*s).to_owned()).collect()
     }
 
+    fn container(a: &[&str]) -> Container {
+        let mut container = Container::default();
+        container.args = args(a);
+        container.working_dir = "/data".into();
+        container
+    }
+
     #[test]
     fn a_password_is_found_in_the_arguments_of_the_server() {
         let find = |a: &[&str]| argument(&args(a), "--requirepass");
@@ -278,10 +285,7 @@ mod tests {
 
     #[test]
     fn what_a_server_is_told_is_found_in_its_arguments_and_in_its_file() {
-        let told = |a: &[&str], config: &str| {
-            let container = Container { args: args(a), working_dir: "/data".into(), ..Container::default() };
-            Told::of(&container, config)
-        };
+        let told = |a: &[&str], config: &str| Told::of(&container(a), config);
         let file =
             "# appendonly no\nappendonly no\n  Dir \"/srv/re dis\"\nappendonly yes\nappendfilename 'a b'\n";
         let by_file = told(&["redis-server", "/etc/redis.conf"], file);
@@ -297,10 +301,7 @@ mod tests {
 
     #[test]
     fn the_configuration_file_is_the_word_after_the_server() {
-        let path = |a: &[&str]| {
-            let container = Container { args: args(a), working_dir: "/data".into(), ..Container::default() };
-            config_path(&container)
-        };
+        let path = |a: &[&str]| config_path(&container(a));
         let official = ["docker-entrypoint.sh", "redis-server", "/usr/local/etc/redis.conf", "--save", ""];
         assert_eq!(path(&official).as_deref(), Some("/usr/local/etc/redis.conf"));
         assert_eq!(path(&["/usr/bin/redis-server", "own.conf"]).as_deref(), Some("/data/own.conf"));

@@ -229,11 +229,15 @@ impl<'a> RedisTarget<'a> {
         if self.container.state != "running" {
             return Ok(());
         }
-        let server = match self.source.server(context) {
+        let answered = self.source.server(context).and_then(|server| {
+            let state = server.persistence()?;
+            Ok((server, state))
+        });
+        let (server, state) = match answered {
+            // It runs for moments only.
             Err(SourceError::Docker(_)) => return Ok(()),
             other => other?,
         };
-        let state = server.persistence()?;
         let is = |key: &str, value: &str| state.get(key).is_some_and(|v| v == value);
         let (dump, _) = self.source.dump_place(&server)?;
         let written = is("rdb_changes_since_last_save", "0") && server.fingerprint(&dump)?.is_some();
