@@ -483,37 +483,42 @@ fn place_target<'a>(
 
 /// The same, of a place that is a directory of this host.
 fn tree_target(context: &Context<'_>, place: Place, copy: &CopySettings) -> Result<TreeTarget, SourceError> {
-    let what = place.describe();
-    let elsewhere = "restore it elsewhere with --to DIR, then follow RESTORE.md";
+    let (what, live) = (place.describe(), reachable(context, &place)?);
+    Ok(TreeTarget { live, what, place: Some(place), exclude: copy.exclude.clone() })
+}
+
+/// The directory of this host that can be replaced as a whole. It may not be there any more.
+fn reachable(context: &Context<'_>, place: &Place) -> Result<PathBuf, SourceError> {
     let docker = context.docker()?;
     let (base, rest) = match &place.seat {
         Seat::Layer { container } if docker.is_local() => {
             let found = docker.look(container)?;
             if found.as_ref().is_some_and(|c| c.auto_remove) {
                 return Err(SourceError::hinted(
-                    what,
+                    place.describe(),
                     "the container is removed when it stops, and this goes with it",
                     "mount a volume there, or run it without --rm; then again",
                 ));
             }
             let rest = place.rest.strip_prefix("/").unwrap_or(&place.rest).to_owned();
-            (found.and_then(|c| c.layer), rest)
+            // The whole of a container is more than its data.
+            let layer = found.and_then(|c| c.layer).filter(|_| !rest.as_os_str().is_empty());
+            (layer, rest)
         }
         _ => (place.base.clone(), place.rest.clone()),
     };
     let Some(base) = base.filter(|base| base.is_dir()) else {
         return Err(SourceError::hinted(
-            what,
+            place.describe(),
             "it cannot be reached without the engine, so nothing can be put in place there as a whole",
-            elsewhere,
+            "restore it elsewhere with --to DIR, then follow RESTORE.md",
         ));
     };
     // The last part may not be there any more; what is above it must be, and no link may lead away.
-    let live = match tree::beneath(&base, &rest) {
-        Err(TreeError::NoRoot { .. }) => base.join(&rest),
-        other => other?,
-    };
-    Ok(TreeTarget { live, what, place: Some(place), exclude: copy.exclude.clone() })
+    match tree::beneath(&base, &rest) {
+        Err(TreeError::NoRoot { .. }) => Ok(base.join(&rest)),
+        other => Ok(other?),
+    }
 }
 
 /// What a source leaves out.

@@ -199,12 +199,17 @@ impl TreeTarget {
             Ok(unpack::unpack(body, beside, &Self::limits(work), context.cancel, context.monitor)?)
         })?;
         Self::compare(work, &done.survey)?;
-        if let Some(Place { seat: Seat::Layer { .. }, .. }) = &self.place {
-            // Nothing of the image shows through.
-            rustix::fs::lsetxattr(beside, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
-                .map_err(|e| put(e.into()))?;
-        }
+        self.hide_image(beside)?;
         Ok(done.warnings())
+    }
+
+    /// In a container's own layer, lets nothing of its image show through the new directory.
+    pub fn hide_image(&self, beside: &Path) -> Result<(), SourceError> {
+        if let Some(Place { seat: Seat::Layer { .. }, .. }) = &self.place {
+            rustix::fs::lsetxattr(beside, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+                .map_err(|e| SourceError::Place { path: beside.to_owned(), source: e.into() })?;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,11 @@
 //! failed; so the file must be another one than before (it is replaced by renaming), the server must call the save
 //! good, and the copy must pass its own checksum.
 
-use std::collections::BTreeMap;
+mod counts;
+mod server;
+mod settings;
+mod target;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -17,13 +21,16 @@ use super::{
 };
 use crate::archive::compress::ComponentWriter;
 use crate::config::Section;
-use crate::docker::hold::InUse;
-use crate::docker::{Container, Docker, Limits, Selector};
+use crate::docker::{Limits, Selector};
 use crate::format::rdb::{self, Checked, RdbFacts};
 use crate::id::Name;
 use crate::manifest::Component;
 use crate::secret::SecretRef;
 use crate::staging::Stage;
+use crate::target::Target;
+use server::Server;
+use settings::{fact, first_part, list_of_first_part, list_of_parts};
+use target::RedisTarget;
 
 pub const KIND: Kind = Kind { critical: false, on_by_default: true, read, check, restore };
 
@@ -55,20 +62,10 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
         save_timeout: s.duration_or(
             "save_timeout",
             Duration::from_secs(1800),
-            "Longest time for a background save",
+            "Longest time for a background save, and for reading the data after a restore",
         ),
         limits,
     })
-}
-
-/// A server that can be asked.
-struct Server<'a> {
-    docker: &'a Docker,
-    _in_use: InUse<'a>,
-    container: Container,
-    env: Vec<(String, String)>,
-    options: Vec<String>,
-    limits: Limits,
 }
 
 /// Where the dump file is read from.
@@ -79,29 +76,8 @@ enum Dump {
 
 impl Redis {
     fn server<'a>(&self, context: &'a Context<'_>) -> Result<Server<'a>, SourceError> {
-        let docker = context.docker()?;
         let (in_use, container) = context.running(&self.selector)?;
-        let password = match &self.password {
-            Some(reference) => Some(context.vault.read(reference)?),
-            None => argument(&container.args, "--requirepass")
-                .or_else(|| container.env.get("REDIS_PASSWORD").cloned())
-                .filter(|p| !p.is_empty()),
-        };
-        let mut env = Vec::new();
-        if let Some(password) = password {
-            let names = [self.name.as_str(), &container.name, &container.image];
-            context.vault.learn_unless_name("the password of Redis", &password, &names);
-            env.push(("REDISCLI_AUTH".to_owned(), password));
-        }
-        let mut options = Vec::new();
-        let port = self.port.map(|p| p.to_string()).or_else(|| argument(&container.args, "--port"));
-        if let Some(port) = port {
-            options.extend(["-p".to_owned(), port]);
-        }
-        if let Some(user) = &self.user {
-            options.extend(["--user".to_owned(), user.clone()]);
-        }
-        Ok(Server { docker, _in_use: in_use, container, env, options, limits: self.limits })
+        Server::of(self, context, container, Some(in_use))
     }
 
     fn dump_place(&self, server: &Server<'_>) -> Result<(Dump, Option<String>), SourceError> {
@@ -203,6 +179,14 @@ impl Source for Redis {
         true
     }
 
+    fn target<'a>(
+        &'a self,
+        context: &Context<'_>,
+        component: &Component,
+    ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
+        Ok(Some(Box::new(RedisTarget::find(self, context, &component.facts)?)))
+    }
+
     fn method(&self) -> String {
         let container = self.selector.container.as_ref().unwrap_or(&self.selector.service);
         format!("background save of the container {container}, copy of its dump file")
@@ -262,72 +246,6 @@ impl Source for Redis {
 }
 
 impl Server<'_> {
-    /// The reply to one command. redis-cli ends with 0 even when the server refused, so the reply itself is read.
-    fn command(&self, words: &[&str]) -> Result<String, SourceError> {
-        let mut argv: Vec<&str> = vec!["redis-cli", "--no-auth-warning"];
-        argv.extend(self.options.iter().map(String::as_str));
-        argv.extend(words);
-        let output = self.docker.run(&self.container, None, &self.env, &argv, self.limits)?;
-        let reply = output.text();
-        let first = reply.split_whitespace().next().unwrap_or_default();
-        let refused = ["NOAUTH", "WRONGPASS", "NOPERM", "ERR", "LOADING", "MISCONF", "BUSY", "MASTERDOWN"];
-        if refused.contains(&first) {
-            let hint = match first {
-                "NOAUTH" | "WRONGPASS" => "set password = { credential = \"…\" } of the source",
-                "NOPERM" => "allow the user INFO, BGSAVE and CONFIG GET, or set rdb_path",
-                _ => "look at the server: docker logs",
-            };
-            let what = format!("{} of {}", words.join(" "), self.container.name);
-            // After a wrong password redis-cli goes on without one: the reply alone would say that none was given.
-            let why =
-                if output.stderr.contains("WRONGPASS") { output.stderr } else { reply.trim().to_owned() };
-            return Err(SourceError::hinted(what, why, hint));
-        }
-        Ok(reply)
-    }
-
-    fn info(&self, section: &str) -> Result<BTreeMap<String, String>, SourceError> {
-        let reply = self.command(&["INFO", section])?;
-        Ok(reply
-            .lines()
-            .filter_map(|l| l.trim_end().split_once(':'))
-            .map(|(k, v)| (k.to_owned(), v.to_owned()))
-            .collect())
-    }
-
-    fn persistence(&self) -> Result<BTreeMap<String, String>, SourceError> {
-        let state = self.info("persistence")?;
-        if state.contains_key("rdb_bgsave_in_progress") {
-            return Ok(state);
-        }
-        Err(SourceError::bad(self.container.name.clone(), "INFO persistence was not answered as Redis does"))
-    }
-
-    fn setting(&self, key: &str) -> Result<String, SourceError> {
-        let reply = self.command(&["CONFIG", "GET", key])?;
-        let mut lines = reply.lines();
-        match (lines.next(), lines.next()) {
-            (Some(k), Some(value)) if k == key && !value.is_empty() => Ok(value.to_owned()),
-            _ => Err(SourceError::hinted(
-                self.container.name.clone(),
-                format!("CONFIG GET {key} was not answered"),
-                "set rdb_path of the source to the dump file in the container",
-            )),
-        }
-    }
-
-    fn begin_save(&self) -> Result<(), SourceError> {
-        match self.command(&["BGSAVE"]) {
-            Ok(_) => Ok(()),
-            Err(SourceError::Bad { why, .. }) if why.contains("already in progress") => Ok(()),
-            // A rewrite of the append-only file goes first; the save follows it.
-            Err(SourceError::Bad { why, .. }) if why.contains("rewrit") || why.contains("child process") => {
-                self.command(&["BGSAVE", "SCHEDULE"]).map(|_| ())
-            }
-            Err(e) => Err(e),
-        }
-    }
-
     /// What tells one dump file from the next: Redis writes beside and renames, so inode and time change.
     fn fingerprint(&self, dump: &Dump) -> Result<Option<String>, SourceError> {
         match dump {
@@ -342,24 +260,6 @@ impl Server<'_> {
             }
         }
     }
-}
-
-/// Value of `--name value` or `--name=value` in the arguments of a server.
-fn argument(args: &[String], name: &str) -> Option<String> {
-    let mut words = args.iter();
-    while let Some(word) = words.next() {
-        if word == name {
-            return words.next().cloned();
-        }
-        if let Some(value) = word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
-            return Some(value.to_owned());
-        }
-    }
-    // `sh -c "redis-server --requirepass …"`: the words are inside one argument.
-    let shell = args.iter().find(|a| a.contains(name) && a.contains(' '))?;
-    let words: Vec<String> =
-        shell.split_whitespace().map(|w| w.trim_matches(['"', '\'']).to_owned()).collect();
-    argument(&words, name)
 }
 
 fn rdb_facts(found: &RdbFacts) -> Map<String, Value> {
@@ -388,9 +288,7 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
 }
 
 fn restore(_: &str, component: &Component) -> String {
-    let fact = |key: &str, default: &str| {
-        component.facts.get(key).and_then(Value::as_str).unwrap_or(default).to_owned()
-    };
+    let fact = |key: &str, default: &str| fact(&component.facts, key).unwrap_or_else(|| default.to_owned());
     let member = component.members.first().map_or("", String::as_str);
     let (container, image) = (fact("container", "CONTAINER"), fact("image", "IMAGE"));
     let (dir, rdb) = (fact("dir", "/data"), fact("dbfilename", "dump.rdb"));
@@ -412,13 +310,13 @@ fn restore(_: &str, component: &Component) -> String {
         quote(&aside),
     );
     if component.facts.get("aof").and_then(Value::as_bool) == Some(true) {
-        let base = quote(&format!("{aof_dir}/{aof}.1.base.rdb"));
+        let base = quote(&format!("{aof_dir}/{}", first_part(&aof)));
         text.push_str(&format!(
             "# With appendonly yes the server ignores {rdb}: it gets the file as the base of a new append-only set.\n\
-             mkdir {}\ncp {member} {base}\necho {} > {}\nchmod -R a+rX {}\ndocker cp {} {}\n",
+             mkdir {}\ncp {member} {base}\nprintf '%s\\n' {} > {}\nchmod -R a+rX {}\ndocker cp {} {}\n",
             quote(&aof_dir),
-            quote(&format!("file {aof}.1.base.rdb seq 1 type b")),
-            quote(&format!("{aof_dir}/{aof}.manifest")),
+            quote(&list_of_first_part(&aof)),
+            quote(&format!("{aof_dir}/{}", list_of_parts(&aof))),
             quote(&aof_dir),
             quote(&aof_dir),
             quote(&format!("{container}:{dir}/")),
@@ -432,19 +330,4 @@ fn restore(_: &str, component: &Component) -> String {
         quote(&format!("chown -R --reference={0} {0}", quote(&dir))),
     ));
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_password_is_found_in_the_arguments_of_the_server() {
-        let args = |a: &[&str]| a.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        let find = |a: &[&str]| argument(&args(a), "--requirepass");
-        assert_eq!(find(&["redis-server", "--requirepass", "a b"]).as_deref(), Some("a b"));
-        assert_eq!(find(&["redis-server", "--requirepass=x"]).as_deref(), Some("x"));
-        assert_eq!(find(&["sh", "-c", "redis-server --requirepass 'x' --port 1"]).as_deref(), Some("x"));
-        assert_eq!(find(&["redis-server"]), None);
-    }
 }

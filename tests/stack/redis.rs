@@ -25,7 +25,7 @@ until cursor == '0'
 table.sort(out)
 return out";
 
-fn portrait(lab: &Lab, redis: &str) -> Vec<String> {
+pub fn portrait(lab: &Lab, redis: &str) -> Vec<String> {
     let keys = ["0", "5"].map(|db| lab.redis_cli(redis, &["-n", db, "EVAL", KEYS, "0"]));
     let digest = lab.redis_cli(redis, &["DEBUG", "DIGEST"]);
     // Functions of one library come in any order.
@@ -164,19 +164,23 @@ fn the_dump_file_is_found_wherever_the_server_keeps_it() {
 }
 
 #[test]
-fn the_guide_names_the_dump_file_of_this_server() {
+fn the_guide_names_the_files_of_this_server() {
     let lab = Lab::new();
-    let server = ["--save", "", "--dbfilename", "odd name.rdb"];
-    let redis = lab.redis("redis", &[], &server);
-    lab.redis_cli(&redis, &["SET", "k", "v"]);
-    let home = home(&redis, "");
-    home.backup(0);
-    let mut args = vec!["redis:7-alpine", "redis-server"];
-    args.extend(server);
-    let empty = lab.container(&["create"], "empty", &args);
-    follow_the_guide(&home.unpack("out"), "redis", &redis, &empty);
-    lab.await_redis(&empty);
-    assert_eq!(lab.redis_cli(&empty, &["GET", "k"]), "v\n");
+    let dump = ["--save", "", "--dbfilename", "odd name.rdb"];
+    let append =
+        ["--appendonly", "yes", "--appenddirname", "aof dir", "--appendfilename", "an odd \"name\".aof"];
+    for (n, server) in [dump.as_slice(), append.as_slice()].into_iter().enumerate() {
+        let redis = lab.redis(&format!("redis{n}"), &[], server);
+        lab.redis_cli(&redis, &["SET", "k", "v"]);
+        let home = home(&redis, "");
+        home.backup(0);
+        let mut args = vec!["redis:7-alpine", "redis-server"];
+        args.extend(server);
+        let empty = lab.container(&["create"], &format!("empty{n}"), &args);
+        follow_the_guide(&home.unpack("out"), "redis", &redis, &empty);
+        lab.await_redis(&empty);
+        assert_eq!(lab.redis_cli(&empty, &["GET", "k"]), "v\n");
+    }
 }
 
 #[test]
