@@ -15,8 +15,10 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::docker::Docker;
+use crate::docker::{Docker, DockerError};
 use crate::hint::Hint;
+use crate::postgres::{Databases, Prepared};
+use crate::vault::SecretError;
 
 /// Names in a directory that is changed from within: the new data, and the old.
 pub const NEW: &str = ".tars-restore-new";
@@ -41,6 +43,8 @@ pub enum Change {
     Within { root: PathBuf, carried: Vec<PathBuf> },
     /// An SQLite database, changed by SQLite itself. `old` is a copy of it; None where there was none.
     Sqlite { live: PathBuf, new: PathBuf, old: Option<PathBuf> },
+    /// Databases of a PostgreSQL server exchange their names.
+    Databases(Databases),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +65,12 @@ pub enum ChangeError {
     },
     #[error("{path} is locked by another program")]
     Locked { path: PathBuf },
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("the PostgreSQL server in {container} cannot be asked: {why}")]
+    Away { container: String, why: String },
 }
 
 impl Hint for ChangeError {
@@ -74,6 +84,11 @@ impl Hint for ChangeError {
             }
             Self::File { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
                 Some("it is read-only: mount -o remount,rw, or restore elsewhere with --to".into())
+            }
+            Self::Docker(e) => e.hint(),
+            Self::Secret(e) => e.hint(),
+            Self::Away { container, .. } => {
+                Some(format!("start it (docker start {container}), then: tars-backup recover"))
             }
             _ => None,
         }
@@ -151,12 +166,20 @@ pub fn plan_directory(live: &Path, beside: &Path, carried: Vec<PathBuf>) -> Resu
 pub enum Scratch {
     /// A file, or a directory with all in it.
     Path { path: PathBuf },
+    /// Databases of a PostgreSQL server.
+    Databases(Prepared),
 }
 
 impl Scratch {
+    /// Whether it is removed through the engine.
+    pub fn needs_engine(&self) -> bool {
+        matches!(self, Self::Databases(_))
+    }
+
     /// Removes it; what is not there is fine.
-    pub fn remove(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    pub fn remove(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
+            Self::Databases(prepared) => prepared.remove(engine),
             Self::Path { path } => match look(path)? {
                 Some(meta) if meta.is_dir() => remove(path),
                 Some(_) => remove_file(path),
@@ -170,14 +193,24 @@ impl std::fmt::Display for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Path { path } => path.display().fmt(f),
+            Self::Databases(prepared) => prepared.fmt(f),
         }
     }
 }
 
 impl Change {
-    /// Makes the new data live. Whatever fails, `undo` is to be called. `engine`: where what runs in containers is reached.
-    pub fn apply(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    /// Id of the container that must run for it to be undone or finished.
+    pub fn server(&self) -> Option<&str> {
         match self {
+            Self::Databases(databases) => Some(&databases.access.container.id),
+            _ => None,
+        }
+    }
+
+    /// Makes the new data live. Whatever fails, `undo` is to be called. `engine`: where what runs in containers is reached.
+    pub fn apply(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
+        match self {
+            Self::Databases(databases) => databases.apply(engine),
             Self::Exchange { live, beside, absent, carried, .. } => {
                 carry(live, beside, carried)?;
                 let flags = if *absent { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
@@ -210,8 +243,9 @@ impl Change {
     }
 
     /// Makes the old data live again, however far `apply` came, and removes the new.
-    pub fn undo(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    pub fn undo(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
+            Self::Databases(databases) => databases.undo(engine),
             Self::Exchange { live, beside, new, absent, carried } => {
                 let is_new = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if is_new {
@@ -263,8 +297,9 @@ impl Change {
     }
 
     /// Removes the old data. The new is live and good.
-    pub fn finish(&self, _engine: Option<&Docker>) -> Result<(), ChangeError> {
+    pub fn finish(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
+            Self::Databases(databases) => databases.finish(engine),
             Self::Exchange { live, beside, new, .. } => {
                 let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if went_live { remove(beside) } else { Ok(()) }
@@ -283,7 +318,7 @@ impl Change {
     }
 
     /// Gives the old data a name that a person finds, instead of removing it: where it is then, None when there was none.
-    pub fn keep(&self, id: &str, _engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
+    pub fn keep(&self, id: &str, engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
         // Called again after a kill, it finds that it was done.
         let named = |live: &Path| {
             let mut name = live.file_name().unwrap_or_default().to_owned();
@@ -291,6 +326,7 @@ impl Change {
             live.with_file_name(name)
         };
         let (old, to) = match self {
+            Self::Databases(databases) => return databases.keep(id, engine),
             Self::Exchange { absent: true, .. } | Self::Sqlite { old: None, .. } => return Ok(None),
             Self::Exchange { live, beside, .. } => (beside.clone(), named(live)),
             Self::Within { root, .. } => (root.join(OLD), root.join(format!("before-{id}"))),

@@ -19,6 +19,7 @@ mod places;
 mod postgres;
 mod redis;
 mod restore;
+mod restore_postgres;
 mod secrets;
 mod whole;
 mod writers;
