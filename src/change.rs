@@ -44,7 +44,7 @@ pub enum Change {
     /// An SQLite database, changed by SQLite itself. `old` is a copy of it; None where there was none.
     Sqlite { live: PathBuf, new: PathBuf, old: Option<PathBuf> },
     /// Databases of a PostgreSQL server exchange their names.
-    Databases(Databases),
+    Databases(Box<Databases>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -167,7 +167,7 @@ pub enum Scratch {
     /// A file, or a directory with all in it.
     Path { path: PathBuf },
     /// Databases of a PostgreSQL server.
-    Databases(Prepared),
+    Databases(Box<Prepared>),
 }
 
 impl Scratch {

@@ -220,7 +220,10 @@ fn settle_all(
     for (component, scratch) in &pending.scratch {
         match scratch.remove(docker) {
             Ok(()) => settled.push(component),
-            Err(e) => leave(done, monitor, format!("{scratch} could not be removed: {}", chain(&e))),
+            Err(e) => {
+                let text = format!("{scratch} could not be removed: {}{}", chain(&e), hint(&e));
+                leave(done, monitor, text);
+            }
         }
     }
     if done.left.len() > before {

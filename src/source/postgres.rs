@@ -17,8 +17,9 @@ use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
 use crate::config::Section;
 use crate::docker::hold::InUse;
-use crate::docker::{Container, Limits, Selector};
+use crate::docker::{Container, DockerError, Limits, Selector};
 use crate::format::sqldump::{DumpFacts, DumpKind, DumpScanner};
+use crate::hint::chain;
 use crate::id::{Name, encode};
 use crate::manifest::Component;
 use crate::postgres::{SETTINGS_END, SETTINGS_QUERY, Server, conninfo};
@@ -155,7 +156,14 @@ impl Source for Postgres {
         context: &Context<'_>,
         component: &Component,
     ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
-        let container = context.docker()?.find(&self.selector)?;
+        let container = context.docker()?.find(&self.selector).map_err(|e| match e {
+            DockerError::NoContainer { .. } => SourceError::hinted(
+                "PostgreSQL",
+                chain(&e),
+                "make it from the directory of the Compose file: docker compose up --no-start; then again",
+            ),
+            e => e.into(),
+        })?;
         Ok(Some(Box::new(target::PostgresTarget::new(self, container, component))))
     }
 

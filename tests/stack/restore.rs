@@ -190,9 +190,10 @@ fn the_volume_of_an_archive_of_the_bash_script_comes_back() {
 }
 
 /// Kills a restore when its journal has `lines` lines; false when it ended before.
-fn killed_at(home: &Home, lines: usize) -> bool {
+pub fn killed_at(home: &Home, lines: usize, more: &[&str]) -> bool {
     let mut child = home
         .command(&["restore", "--latest", "--yes", "--no-safety-backup", "--wait", "30s"])
+        .args(more)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -223,7 +224,7 @@ fn killed_at_any_step_the_volume_is_old_or_new_and_its_containers_run() {
     while missed < 3 {
         s.lab.sh(&s.one, "echo after > /data/value; rm -rf /data/deep; echo y > /data/fresh");
         let wait = format!("a recovery after a kill at line {lines}");
-        let ended = !killed_at(&home, lines);
+        let ended = !killed_at(&home, lines, &[]);
         // The guardian of the killed run does it, unasked.
         until(&wait, || !home.path("state/run.journal").exists());
         until("the containers run", || [s.id_and_state(&s.one), s.id_and_state(&s.two)] == ids);

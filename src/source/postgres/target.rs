@@ -192,8 +192,11 @@ impl<'a> PostgresTarget<'a> {
             }
         }
         let lacking = |query: &str, of: fn(&DumpFacts) -> &BTreeSet<String>| -> Result<String, SourceError> {
-            let there = server.ask(&home, query)?;
-            let all: BTreeSet<&String> = dumps.iter().flat_map(of).filter(|n| !there.contains(n)).collect();
+            let mut all: BTreeSet<&String> = dumps.iter().flat_map(of).collect();
+            if !all.is_empty() {
+                let there = server.ask(&home, query)?;
+                all.retain(|n| !there.contains(n));
+            }
             Ok(all.into_iter().cloned().collect::<Vec<_>>().join(", "))
         };
         let extensions = lacking("SELECT name FROM pg_available_extensions", |d| &d.extensions)?;
@@ -212,29 +215,16 @@ impl<'a> PostgresTarget<'a> {
         }
         let names: Vec<String> = self.wanted.iter().map(|w| literal(&w.name)).collect();
         let names = names.join(", ");
-        let blocking = [
-            (
-                "a prepared transaction",
-                "end it: COMMIT PREPARED or ROLLBACK PREPARED",
-                format!("SELECT gid FROM pg_prepared_xacts WHERE database IN ({names})"),
-            ),
-            (
-                "a logical replication slot",
-                "drop it: SELECT pg_drop_replication_slot('…')",
-                format!("SELECT slot_name FROM pg_replication_slots WHERE database IN ({names})"),
-            ),
-            (
-                "a subscription",
-                "drop it: DROP SUBSCRIPTION …",
-                format!(
-                    "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname IN ({names})"
-                ),
-            ),
-        ];
-        for (what, hint, query) in blocking {
-            if let Some(one) = server.ask(&home, &query)?.first() {
-                return wrong(format!("{what} ({one}) keeps a database from being replaced"), hint);
-            }
+        let query = format!(
+            "SELECT 'a prepared transaction (' || gid || ')|end it: COMMIT PREPARED or ROLLBACK PREPARED'
+               FROM pg_prepared_xacts WHERE database IN ({names})
+             UNION ALL SELECT 'a logical replication slot (' || slot_name || ')|drop it: SELECT pg_drop_replication_slot(…)'
+               FROM pg_replication_slots WHERE database IN ({names})
+             UNION ALL SELECT 'a subscription (' || subname || ')|drop it: DROP SUBSCRIPTION'
+               FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname IN ({names})"
+        );
+        if let Some((what, hint)) = server.ask(&home, &query)?.first().and_then(|one| one.rsplit_once('|')) {
+            return wrong(format!("{what} keeps a database from being replaced"), hint);
         }
         Ok(())
     }
@@ -324,7 +314,7 @@ impl<'a> PostgresTarget<'a> {
         if let Some(journal) = journal {
             let databases = pairs.iter().map(|p| p.new.clone()).collect();
             let prepared = Prepared { access: access.clone(), databases, roles: roles.clone() };
-            let scratch = change::Scratch::Databases(prepared);
+            let scratch = change::Scratch::Databases(Box::new(prepared));
             journal.record(&Step::Scratch { component: work.name.to_owned(), scratch })?;
         }
         let [as_granted, plain] = scripts;
@@ -566,7 +556,7 @@ impl Target for PostgresTarget<'_> {
         }
         let loaded = self.loaded.borrow();
         let loaded = loaded.as_ref().ok_or_else(|| SourceError::bad(work.name, "nothing was loaded"))?;
-        Ok(Change::Databases(loaded.clone()))
+        Ok(Change::Databases(Box::new(loaded.clone())))
     }
 
     fn check(
