@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::docker::{Docker, DockerError};
 use crate::hint::Hint;
+use crate::postgres::{Databases, Prepared};
+use crate::vault::SecretError;
 
 /// Names in a directory that is changed from within: the new data, and the old.
 pub const NEW: &str = ".tars-restore-new";
@@ -43,6 +45,8 @@ pub enum Change {
     Window { helper: String, inner: Box<Change> },
     /// An SQLite database, changed by SQLite itself. `old` is a copy of it; None where there was none.
     Sqlite { live: PathBuf, new: PathBuf, old: Option<PathBuf> },
+    /// Databases of a PostgreSQL server exchange their names.
+    Databases(Box<Databases>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,12 +71,15 @@ pub enum ChangeError {
     Locked { path: PathBuf },
     #[error(transparent)]
     Docker(#[from] DockerError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("the PostgreSQL server in {container} cannot be asked: {why}")]
+    Away { container: String, why: String },
 }
 
 impl Hint for ChangeError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Docker(e) => e.hint(),
             Self::Locked { path } => {
                 Some(format!("stop what uses it (fuser -v {}), then again", path.display()))
             }
@@ -81,6 +88,11 @@ impl Hint for ChangeError {
             }
             Self::File { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
                 Some("it is read-only: mount -o remount,rw, or restore elsewhere with --to".into())
+            }
+            Self::Docker(e) => e.hint(),
+            Self::Secret(e) => e.hint(),
+            Self::Away { container, .. } => {
+                Some(format!("start it (docker start {container}), then: tars-backup recover"))
             }
             _ => None,
         }
@@ -160,6 +172,8 @@ pub enum Scratch {
     Path { path: PathBuf },
     /// The same within a helper container.
     Window { helper: String, path: PathBuf },
+    /// Databases of a PostgreSQL server.
+    Databases(Box<Prepared>),
 }
 
 /// A path of a helper container as one of this host.
@@ -174,12 +188,18 @@ fn window(engine: Option<&Docker>, helper: &str) -> Result<PathBuf, ChangeError>
 }
 
 impl Scratch {
+    /// Whether it is removed through the engine.
+    pub fn needs_engine(&self) -> bool {
+        matches!(self, Self::Databases(_))
+    }
+
     /// Removes it; what is not there is fine.
     pub fn remove(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
             Self::Window { helper, path } => {
                 Self::Path { path: through(&window(engine, helper)?, path) }.remove(engine)
             }
+            Self::Databases(prepared) => prepared.remove(engine),
             Self::Path { path } => match look(path)? {
                 Some(meta) if meta.is_dir() => remove(path),
                 Some(_) => remove_file(path),
@@ -194,6 +214,7 @@ impl std::fmt::Display for Scratch {
         match self {
             Self::Path { path } => path.display().fmt(f),
             Self::Window { helper, path } => write!(f, "{} of {helper}", path.display()),
+            Self::Databases(prepared) => prepared.fmt(f),
         }
     }
 }
@@ -219,10 +240,19 @@ impl Change {
         }
     }
 
+    /// Id of the container that must run for it to be undone or finished.
+    pub fn server(&self) -> Option<&str> {
+        match self {
+            Self::Databases(databases) => Some(&databases.access.container.id),
+            _ => None,
+        }
+    }
+
     /// Makes the new data live. Whatever fails, `undo` is to be called. `engine`: where what runs in containers is reached.
     pub fn apply(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
             Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).apply(engine),
+            Self::Databases(databases) => databases.apply(engine),
             Self::Exchange { live, beside, absent, carried, .. } => {
                 carry(live, beside, carried)?;
                 let flags = if *absent { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
@@ -258,6 +288,7 @@ impl Change {
     pub fn undo(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
             Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).undo(engine),
+            Self::Databases(databases) => databases.undo(engine),
             Self::Exchange { live, beside, new, absent, carried } => {
                 let is_new = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if is_new {
@@ -312,6 +343,7 @@ impl Change {
     pub fn finish(&self, engine: Option<&Docker>) -> Result<(), ChangeError> {
         match self {
             Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).finish(engine),
+            Self::Databases(databases) => databases.finish(engine),
             Self::Exchange { live, beside, new, .. } => {
                 let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if went_live { remove(beside) } else { Ok(()) }
@@ -341,6 +373,7 @@ impl Change {
             Self::Window { helper, inner } => {
                 return inner.seen_through(&window(engine, helper)?).keep(id, engine);
             }
+            Self::Databases(databases) => return databases.keep(id, engine),
             Self::Exchange { absent: true, .. } | Self::Sqlite { old: None, .. } => return Ok(None),
             Self::Exchange { live, beside, .. } => (beside.clone(), named(live)),
             Self::Within { root, .. } => (root.join(OLD), root.join(format!("before-{id}"))),

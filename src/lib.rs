@@ -39,6 +39,7 @@ pub mod host;
 pub mod journal;
 pub mod mounts;
 pub mod notify;
+pub mod postgres;
 pub mod process;
 pub mod run_guard;
 pub mod run_journal;

@@ -22,6 +22,7 @@ const FLOORS: [&[&str]; 5] = [
         "journal",
         "mounts",
         "notify",
+        "postgres",
         "process",
         "run_guard",
         "run_journal",

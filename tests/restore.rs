@@ -319,7 +319,7 @@ fn killed_at_any_step_each_component_is_wholly_old_or_wholly_new() {
         // A run may be over before we see its last lines.
         let killed = (0..5).any(|_| {
             change_all_again(&home);
-            killed_at(&home, lines, false)
+            killed_at(&home, lines, false, &[])
         });
         if !killed {
             break;

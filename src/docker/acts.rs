@@ -80,6 +80,11 @@ impl Docker {
         }
     }
 
+    /// Starts a container that does not run.
+    pub fn start(&self, container: &Container) -> Result<(), DockerError> {
+        self.continue_running(container).map(|_| ())
+    }
+
     /// Brings a container that ran before we held it back to running. Waits for an engine that is being restarted.
     pub fn let_go(&self, held: &Held) -> Result<Fate, DockerError> {
         let begun = Instant::now();

@@ -192,6 +192,11 @@ impl Docker {
         })
     }
 
+    /// Waits, but not through an interrupt.
+    pub fn rest(&self, time: Duration) -> Result<(), Interrupted> {
+        self.wait(time, std::future::pending::<()>()).map(|_| ())
+    }
+
     /// Version text of the engine.
     pub fn version(&self) -> Result<String, DockerError> {
         let v = self.call("asking for the version", self.api.version())?;

@@ -12,6 +12,7 @@ use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::ExecConfig;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::client::{Docker, DockerError, from_api};
 use super::containers::Container;
@@ -26,6 +27,8 @@ pub struct Limits {
 /// The shell tells its process number before it becomes the command, so that the command can be killed from outside.
 const TELL_PID: &str = r#"echo "tars-backup-pid $$" >&2; exec "$@""#;
 const PID_MARK: &str = "tars-backup-pid ";
+/// How often somebody looks after a command that takes its time.
+const TICK: Duration = Duration::from_secs(1);
 /// What is kept of the error output.
 const STDERR_KEPT: usize = 2000;
 
@@ -37,6 +40,7 @@ pub struct Exec<'a> {
     program: String,
     id: String,
     output: Pin<Box<dyn Stream<Item = Result<LogOutput, ApiError>> + Send>>,
+    input: Option<Pin<Box<dyn AsyncWrite + Send>>>,
     limits: Limits,
     started: Instant,
     stderr: VecDeque<u8>,
@@ -68,12 +72,25 @@ impl Docker {
         argv: &[&str],
         limits: Limits,
     ) -> Result<Exec<'_>, DockerError> {
+        self.start_exec(container, user, env, argv, limits, false)
+    }
+
+    fn start_exec(
+        &self,
+        container: &Container,
+        user: Option<&str>,
+        env: &[(String, String)],
+        argv: &[&str],
+        limits: Limits,
+        with_input: bool,
+    ) -> Result<Exec<'_>, DockerError> {
         container.must_run()?;
         let program = argv.first().copied().unwrap_or_default().to_owned();
         let what = format!("starting {program} in {}", container.name);
         let mut cmd: Vec<String> = ["sh", "-c", TELL_PID, "sh"].map(str::to_owned).to_vec();
         cmd.extend(argv.iter().map(|a| (*a).to_owned()));
         let config = ExecConfig {
+            attach_stdin: Some(with_input),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             tty: Some(false),
@@ -85,13 +102,14 @@ impl Docker {
         let id = self.call(&what, self.api.create_exec(&container.id, config))?.id;
         let options = StartExecOptions { detach: false, tty: false, output_capacity: Some(256 << 10) };
         match self.call(&what, self.api.start_exec(&id, Some(options)))? {
-            StartExecResults::Attached { output, input: _ } => Ok(Exec {
+            StartExecResults::Attached { output, input } => Ok(Exec {
                 docker: self,
                 container: container.name.clone(),
                 container_id: container.id.clone(),
                 program,
                 id,
                 output,
+                input: with_input.then_some(input),
                 limits,
                 started: Instant::now(),
                 stderr: VecDeque::new(),
@@ -122,48 +140,144 @@ impl Docker {
         exec.finish()?;
         Ok(Output { stdout, stderr })
     }
+
+    /// Runs a command to its end that reads what `next` puts into the buffer, until that puts nothing. `watch` is called
+    /// between two pieces, and every second while the command takes none; its error ends the command.
+    pub fn feed<E: From<DockerError>>(
+        &self,
+        container: &Container,
+        env: &[(String, String)],
+        argv: &[&str],
+        limits: Limits,
+        next: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), E>,
+        watch: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Output, E> {
+        let mut exec = self.start_exec(container, None, env, argv, limits, true)?;
+        let (mut stdout, mut piece, mut written) = (Vec::new(), Vec::new(), 0);
+        let mut moved = Instant::now();
+        loop {
+            if written == piece.len() && exec.input.is_some() {
+                (written, _) = (0, piece.clear());
+                next(&mut piece)?;
+                if piece.is_empty() {
+                    exec.close_input()?;
+                }
+            }
+            watch()?;
+            match exec.turn(&piece[written..])? {
+                Turn::Wrote(n) => written += n,
+                Turn::Said(chunk) => stdout.extend_from_slice(&chunk),
+                Turn::Ended => break,
+                Turn::Nothing if moved.elapsed() < limits.idle => continue,
+                Turn::Nothing => return Err(exec.idle(limits.idle).into()),
+            }
+            moved = Instant::now();
+        }
+        let stderr = exec.stderr_text();
+        exec.finish()?;
+        Ok(Output { stdout, stderr })
+    }
+}
+
+/// What happened first.
+enum Turn {
+    Wrote(usize),
+    Said(Bytes),
+    /// It says nothing any more.
+    Ended,
+    Nothing,
 }
 
 impl Exec<'_> {
     /// The next piece of standard output; None when the stream has ended, which by itself proves nothing.
     pub fn next_chunk(&mut self) -> Result<Option<Bytes>, DockerError> {
         loop {
-            let left = self.limits.total.saturating_sub(self.started.elapsed());
-            if left.is_zero() {
-                return Err(DockerError::TooLong {
-                    program: self.program.clone(),
-                    container: self.container.clone(),
-                    seconds: self.limits.total.as_secs(),
-                });
-            }
+            let left = self.left()?;
             let limit = self.limits.idle.min(left);
             let Some(item) = self.docker.wait(limit, self.output.next())? else {
                 if limit < self.limits.idle {
                     continue;
                 }
-                return Err(DockerError::Idle {
-                    program: self.program.clone(),
-                    container: self.container.clone(),
-                    seconds: limit.as_secs(),
-                });
+                return Err(self.idle(limit));
             };
-            match item {
-                None => return Ok(None),
-                Some(Ok(LogOutput::StdOut { message })) if message.is_empty() => {}
-                Some(Ok(LogOutput::StdOut { message })) => return Ok(Some(message)),
-                Some(Ok(LogOutput::StdErr { message })) => self.note_stderr(&message),
-                // A rest without a frame: the stream was cut in the middle of one.
-                Some(Ok(LogOutput::Console { .. } | LogOutput::StdIn { .. })) => {
-                    return Err(DockerError::Cut {
-                        program: self.program.clone(),
-                        container: self.container.clone(),
-                    });
-                }
-                Some(Err(e)) => {
-                    return Err(from_api(&format!("{} in {}", self.program, self.container), &e));
-                }
+            let Some(item) = item else { return Ok(None) };
+            if let Some(chunk) = self.take(item)? {
+                return Ok(Some(chunk));
             }
         }
+    }
+
+    /// What is left of its time.
+    fn left(&self) -> Result<Duration, DockerError> {
+        let left = self.limits.total.saturating_sub(self.started.elapsed());
+        if left.is_zero() {
+            return Err(DockerError::TooLong {
+                program: self.program.clone(),
+                container: self.container.clone(),
+                seconds: self.limits.total.as_secs(),
+            });
+        }
+        Ok(left)
+    }
+
+    fn idle(&self, limit: Duration) -> DockerError {
+        DockerError::Idle {
+            program: self.program.clone(),
+            container: self.container.clone(),
+            seconds: limit.as_secs(),
+        }
+    }
+
+    /// Standard output of one item of the stream.
+    fn take(&mut self, item: Result<LogOutput, ApiError>) -> Result<Option<Bytes>, DockerError> {
+        match item {
+            Ok(LogOutput::StdOut { message }) => Ok(Some(message).filter(|m| !m.is_empty())),
+            Ok(LogOutput::StdErr { message }) => {
+                self.note_stderr(&message);
+                Ok(None)
+            }
+            // A rest without a frame: the stream was cut in the middle of one.
+            Ok(LogOutput::Console { .. } | LogOutput::StdIn { .. }) => {
+                Err(DockerError::Cut { program: self.program.clone(), container: self.container.clone() })
+            }
+            Err(e) => Err(from_api(&format!("{} in {}", self.program, self.container), &e)),
+        }
+    }
+
+    /// Writes some of `rest` or reads some output, whichever can be done first: a command that waits for us to read would
+    /// never read what we write.
+    fn turn(&mut self, rest: &[u8]) -> Result<Turn, DockerError> {
+        let limit = TICK.min(self.left()?);
+        let (input, output) = (&mut self.input, &mut self.output);
+        let either = async {
+            match input.as_mut().filter(|_| !rest.is_empty()) {
+                None => Err(output.next().await),
+                Some(input) => tokio::select! {
+                    item = output.next() => Err(item),
+                    n = input.write(rest) => Ok(n),
+                },
+            }
+        };
+        Ok(match self.docker.wait(limit, either)? {
+            None => Turn::Nothing,
+            Some(Ok(Ok(n))) if n > 0 => Turn::Wrote(n),
+            // It reads no more: how it ends tells why.
+            Some(Ok(_)) => {
+                self.input = None;
+                Turn::Wrote(rest.len())
+            }
+            Some(Err(None)) => Turn::Ended,
+            Some(Err(Some(item))) => self.take(item)?.map_or(Turn::Wrote(0), Turn::Said),
+        })
+    }
+
+    /// The end of its input, so that the command comes to its own.
+    fn close_input(&mut self) -> Result<(), DockerError> {
+        if let Some(mut input) = self.input.take() {
+            // What could go wrong here shows in how the command ends.
+            let _ = self.docker.wait(Duration::from_secs(30), input.shutdown())?;
+        }
+        Ok(())
     }
 
     fn note_stderr(&mut self, message: &[u8]) {

@@ -5,9 +5,11 @@
 //! the end of a block or like the trailer. So the scanner splits the stream as psql does, counts only what
 //! psql would execute, and calls a dump whole only after the trailer that pg_dump writes last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memchr::{memchr, memchr2};
+
+use super::sqltext;
 
 /// Longest COPY statement taken: 1600 columns of doubled 63-byte names fit several times.
 const MAX_COPY_STATEMENT_BYTES: usize = 1 << 20;
@@ -59,6 +61,14 @@ pub struct DumpFacts {
     pub large_objects: u64,
     /// Length of the dump.
     pub bytes: u64,
+    /// Version of the server that it comes from, as the dump says it.
+    pub server: Option<String>,
+    /// Extensions that it creates.
+    pub extensions: BTreeSet<String>,
+    /// Tablespaces that it puts tables into.
+    pub tablespaces: BTreeSet<String>,
+    /// Whether it keeps psql from taking commands out of it (`\\restrict`).
+    pub restricted: bool,
 }
 
 /// Where a dump that stopped too early stopped.
@@ -179,6 +189,10 @@ pub struct DumpScanner {
     rows: BTreeMap<String, u64>,
     lo_opened: u64,
     lo_created: u64,
+    server: Option<String>,
+    extensions: BTreeSet<String>,
+    tablespaces: BTreeSet<String>,
+    restricted: bool,
 
     /// Begin of the current statement, without comments; empty between statements.
     statement: Vec<u8>,
@@ -218,6 +232,10 @@ impl DumpScanner {
             rows: BTreeMap::new(),
             lo_opened: 0,
             lo_created: 0,
+            server: None,
+            extensions: BTreeSet::new(),
+            tablespaces: BTreeSet::new(),
+            restricted: false,
             statement: Vec::new(),
             statement_offset: 0,
             is_copy: false,
@@ -300,6 +318,10 @@ impl DumpScanner {
                 // per object; a dump of only one part has only one of them.
                 large_objects: self.lo_opened.max(self.lo_created),
                 bytes: self.offset,
+                server: self.server,
+                extensions: self.extensions,
+                tablespaces: self.tablespaces,
+                restricted: self.restricted,
             }),
         }
     }
@@ -545,6 +567,11 @@ impl DumpScanner {
             self.lo_opened += 1;
         } else if self.statement.starts_with(b"SELECT pg_catalog.lo_create(") {
             self.lo_created += 1;
+        } else if let Some(rest) = self.statement.strip_prefix(b"CREATE EXTENSION IF NOT EXISTS ") {
+            self.extensions.extend(first_name(rest));
+        } else if let Some(rest) = self.statement.strip_prefix(b"SET default_tablespace = ") {
+            // The default one is the empty name.
+            self.tablespaces.extend(first_name(rest).filter(|n| !n.is_empty()));
         } else if self.statement == b"SET standard_conforming_strings = off;" {
             self.standard_strings = false;
         } else if self.statement == b"SET standard_conforming_strings = on;" {
@@ -579,6 +606,10 @@ impl DumpScanner {
         } else if line == b"--" && self.trailer_seen {
             // The rule below the trailer: with it, not one byte of a dump can be missing unseen.
             self.trailer_closed = true;
+        } else if self.server.is_none()
+            && let Some(version) = line.strip_prefix(b"-- Dumped from database version ")
+        {
+            self.server = Some(readable(version));
         }
     }
 
@@ -594,6 +625,7 @@ impl DumpScanner {
             self.fail(DumpError::NoHeader { kind: self.kind });
         } else if let Some(key) = line.strip_prefix(b"\\restrict ") {
             self.restrict_key = Some(key.to_vec());
+            self.restricted = true;
         }
     }
 
@@ -798,6 +830,13 @@ fn outside_quotes(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
         .unwrap_or(bytes.len())
 }
 
+/// The name or text that a statement goes on with.
+fn first_name(rest: &[u8]) -> Option<String> {
+    let text = readable(rest);
+    let (_, word) = sqltext::words(&text).into_iter().next()?;
+    word.value().map(str::to_owned)
+}
+
 /// The name as text. Bytes outside UTF-8 (dumps of LATIN1 databases) become `\xNN`, so that two names
 /// never become one.
 fn readable(name: &[u8]) -> String {
@@ -980,6 +1019,21 @@ SELECT pg_catalog.setval('public.users_id_seq', 3, true);
         );
         assert_eq!(facts.large_objects, 2);
         assert_eq!(facts.bytes, whole(ODD).len() as u64);
+    }
+
+    #[test]
+    fn what_a_server_must_have_for_a_dump_is_found() {
+        let body = "CREATE EXTENSION IF NOT EXISTS hstore WITH SCHEMA public;\n\
+            CREATE EXTENSION IF NOT EXISTS \"uuid-ossp\" WITH SCHEMA public;\n\
+            COMMENT ON EXTENSION hstore IS 'CREATE EXTENSION IF NOT EXISTS no;';\n\
+            SET default_tablespace = '';\nSET default_tablespace = 'fast disk';\n\
+            SET default_tablespace = slow;\n";
+        let facts = scan(&whole(body)).unwrap();
+        let all = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>();
+        assert_eq!(all(&facts.extensions), ["hstore", "uuid-ossp"]);
+        assert_eq!(all(&facts.tablespaces), ["fast disk", "slow"]);
+        assert_eq!(facts.server.as_deref(), Some("15.18"));
+        assert!(facts.restricted);
     }
 
     #[test]

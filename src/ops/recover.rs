@@ -93,9 +93,13 @@ fn undo(
     monitor: &dyn Monitor,
     done: &mut Recovered,
 ) -> Result<(), Interrupted> {
-    let docker = match pending.touched.is_empty() && pending.helpers.is_empty() {
-        true => None,
-        false => match engine(pending, runtime, cancel, monitor, done)? {
+    let by_engine = !pending.touched.is_empty()
+        || !pending.helpers.is_empty()
+        || pending.changes.iter().any(|c| c.change.server().is_some())
+        || pending.scratch.iter().any(|(_, s)| s.needs_engine());
+    let docker = match by_engine {
+        false => None,
+        true => match engine(pending, runtime, cancel, monitor, done)? {
             Some(docker) => Some(docker),
             None => return Ok(()),
         },
@@ -180,8 +184,9 @@ fn settle_all(
     if pending.changes.iter().any(|c| !c.committed)
         && let Some(docker) = docker
     {
-        // Those that were started again with the new data would go on with it.
-        for held in &pending.touched {
+        // Those that were started again with the new data would go on with it. A server that undoes its own change must run.
+        let asked = |held: &&Held| pending.changes.iter().all(|c| c.change.server() != Some(&held.id));
+        for held in pending.touched.iter().filter(asked) {
             match stop_again(journal, docker, held) {
                 Ok(()) => {}
                 Err(StopError::Docker(DockerError::Interrupted(i))) => return Err(i),
@@ -215,7 +220,10 @@ fn settle_all(
     for (component, scratch) in &pending.scratch {
         match scratch.remove(docker) {
             Ok(()) => settled.push(component),
-            Err(e) => leave(done, monitor, format!("{scratch} could not be removed: {}", chain(&e))),
+            Err(e) => {
+                let text = format!("{scratch} could not be removed: {}{}", chain(&e), hint(&e));
+                leave(done, monitor, text);
+            }
         }
     }
     if done.left.len() > before {

@@ -2,6 +2,9 @@
 //! neither holds. What could go wrong: half a dump with a good end of stream, so a dump counts only when pg_dump ended
 //! with 0, its closing comment is there, and its rows were counted in the very stream that was stored.
 
+mod loading;
+mod target;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 
@@ -14,12 +17,15 @@ use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
 use crate::config::Section;
 use crate::docker::hold::InUse;
-use crate::docker::{Container, Docker, DockerError, Limits, Selector};
+use crate::docker::{Container, DockerError, Limits, Selector};
 use crate::format::sqldump::{DumpFacts, DumpKind, DumpScanner};
+use crate::hint::chain;
 use crate::id::{Name, encode};
 use crate::manifest::Component;
+use crate::postgres::{SETTINGS_END, SETTINGS_QUERY, Server, conninfo};
 use crate::secret::SecretRef;
 use crate::staging::Stage;
+use crate::target::Target;
 
 pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
@@ -53,41 +59,33 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
     })
 }
 
-/// A server that can be asked.
-struct Server<'a> {
-    docker: &'a Docker,
-    _in_use: InUse<'a>,
-    container: Container,
-    user: String,
-    env: Vec<(String, String)>,
-    limits: Limits,
-}
-
-/// Closing line of a settings file: without it the file is not whole.
-const SETTINGS_END: &str = "-- tars-backup settings complete";
-
 impl Postgres {
-    fn server<'a>(&self, context: &'a Context<'_>) -> Result<Server<'a>, SourceError> {
-        let docker = context.docker()?;
+    fn user(&self, container: &Container) -> String {
+        let from_env = container.env.get("POSTGRES_USER").filter(|v| !v.is_empty());
+        self.user.clone().or_else(|| from_env.cloned()).unwrap_or_else(|| "postgres".into())
+    }
+
+    /// The server in its container, which nobody holds while the first part of the result lives.
+    fn server<'a>(&self, context: &'a Context<'_>) -> Result<(InUse<'a>, Server), SourceError> {
         let (in_use, container) = context.running(&self.selector)?;
-        let from_env = |key: &str| container.env.get(key).filter(|v| !v.is_empty()).cloned();
-        let user =
-            self.user.clone().or_else(|| from_env("POSTGRES_USER")).unwrap_or_else(|| "postgres".into());
+        Ok((in_use, self.server_in(context, container)?))
+    }
+
+    fn server_in(&self, context: &Context<'_>, container: Container) -> Result<Server, SourceError> {
+        let user = self.user(&container);
         let password = match &self.password {
             Some(reference) => Some(context.vault.read(reference)?),
-            None => from_env("POSTGRES_PASSWORD"),
+            None => container.env.get("POSTGRES_PASSWORD").filter(|v| !v.is_empty()).cloned(),
         };
-        let mut env = vec![("PGCONNECT_TIMEOUT".to_owned(), "30".to_owned())];
-        if let Some(password) = password {
+        if let Some(password) = &password {
             let names = [self.name.as_str(), &container.name, &user, &container.image];
-            context.vault.learn_unless_name("the password of the PostgreSQL user", &password, &names);
-            env.push(("PGPASSWORD".to_owned(), password));
+            context.vault.learn_unless_name("the password of the PostgreSQL user", password, &names);
         }
-        Ok(Server { docker, _in_use: in_use, container, user, env, limits: self.limits })
+        Ok(Server::new(context.docker()?, container, user, password, self.limits))
     }
 
     /// Databases to dump, the main one first.
-    fn choose(&self, server: &Server<'_>) -> Result<Vec<String>, SourceError> {
+    fn choose(&self, server: &Server) -> Result<Vec<String>, SourceError> {
         let present = server.databases()?;
         if self.databases.is_empty() {
             let main = ["POSTGRES_DB", "POSTGRES_USER"]
@@ -144,7 +142,7 @@ impl Source for Postgres {
     }
 
     fn probe(&self, context: &Context<'_>) -> Result<Option<u64>, SourceError> {
-        let server = self.server(context)?;
+        let (_in_use, server) = self.server(context)?;
         let mut bytes = 0u64;
         for database in self.choose(&server)? {
             let answer = server.ask(&database, "SELECT pg_database_size(current_database())")?;
@@ -153,33 +151,49 @@ impl Source for Postgres {
         Ok(Some(bytes))
     }
 
+    fn target<'a>(
+        &'a self,
+        context: &Context<'_>,
+        component: &Component,
+    ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
+        let container = context.docker()?.find(&self.selector).map_err(|e| match e {
+            DockerError::NoContainer { .. } => SourceError::hinted(
+                "PostgreSQL",
+                chain(&e),
+                "make it from the directory of the Compose file: docker compose up --no-start; then again",
+            ),
+            e => e.into(),
+        })?;
+        Ok(Some(Box::new(target::PostgresTarget::new(self, container, component))))
+    }
+
     fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
-        let server = self.server(context)?;
+        let (_in_use, server) = self.server(context)?;
         let databases = self.choose(&server)?;
         let mut capture = Capture { consistency: "dump", ..Capture::default() };
         container_facts(&mut capture.facts, &server.container);
         let main = databases.first().map_or("postgres", String::as_str);
         let version = server.ask(main, "SHOW server_version")?;
         capture.facts.insert("server_version".into(), json!(version.first()));
-        if let Ok(at) = server.docker.place(&server.container, "/var/lib/postgresql/data") {
+        if let Ok(at) = context.docker()?.place(&server.container, "/var/lib/postgresql/data") {
             capture.volumes.extend(at.volume().map(str::to_owned));
         }
 
         if self.globals {
             let member = self.globals_member();
             let argv = ["pg_dumpall", "--globals-only", "--no-password", "--username", &server.user];
-            let (staged, _) = server.dump(context, stage, &member, &argv, DumpKind::Cluster)?;
+            let (staged, _) = dump(&server, context, stage, &member, &argv, DumpKind::Cluster)?;
             capture.staged.push(staged);
         }
         let mut facts = Map::new();
         for (index, database) in databases.iter().enumerate() {
             let base = self.base(index, database);
             let settings = format!("{base}.settings.sql");
-            capture.staged.push(server.settings(stage, &settings, database)?);
+            capture.staged.push(write_settings(&server, stage, &settings, database)?);
             let member = format!("{base}.sql");
             let target = conninfo(database);
             let argv = ["pg_dump", "--no-password", "--username", &server.user, "--dbname", &target];
-            let (staged, found) = server.dump(context, stage, &member, &argv, DumpKind::Database)?;
+            let (staged, found) = dump(&server, context, stage, &member, &argv, DumpKind::Database)?;
             facts.insert(
                 database.clone(),
                 json!({
@@ -198,150 +212,61 @@ impl Source for Postgres {
     }
 }
 
-impl Server<'_> {
-    /// Answers of a query, one per row.
-    fn ask(&self, database: &str, query: &str) -> Result<Vec<String>, SourceError> {
-        let target = conninfo(database);
-        // Rows end with NUL: a name may hold a line break.
-        let argv = [
-            "psql",
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-0",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "--no-password",
-            "--username",
-            &self.user,
-            "--dbname",
-            &target,
-            "-c",
-            query,
-        ];
-        let output = self.docker.run(&self.container, None, &self.env, &argv, self.limits)?.text();
-        let rows = output.split('\0').filter(|r| !r.is_empty()).map(str::to_owned);
-        Ok(rows.collect())
+fn dump(
+    server: &Server,
+    context: &Context<'_>,
+    stage: &Stage<'_>,
+    member: &str,
+    argv: &[&str],
+    kind: DumpKind,
+) -> Result<(Staged, DumpFacts), SourceError> {
+    let mut out = stage.compressed(member)?;
+    let mut scanner = DumpScanner::new(kind);
+    let mut exec = server.exec(argv)?;
+    while let Some(chunk) = exec.next_chunk()? {
+        scanner.feed(&chunk);
+        out.write_all(&chunk).map_err(SourceError::write(member))?;
+        context.monitor.moved(chunk.len() as u64);
     }
+    exec.finish()?;
+    let facts = scanner.finish().map_err(|e| {
+        let hint = format!("look at the server: docker logs --tail 50 {}", server.container.name);
+        SourceError::hinted(member, e.to_string(), hint)
+    })?;
+    let staged = out.finish().map_err(SourceError::write(member))?;
+    Ok((staged, facts))
+}
 
-    fn databases(&self) -> Result<Vec<String>, SourceError> {
-        let query =
-            "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname";
-        let mut last = None;
-        // The maintenance database may have been dropped.
-        for database in ["postgres", "template1", &self.user] {
-            match self.ask(database, query) {
-                Ok(names) => return Ok(names),
-                Err(SourceError::Docker(e @ DockerError::Exit { .. })) => last = last.or(Some(e)),
-                Err(e) => return Err(e),
-            }
-        }
-        Err(last
-            .map_or_else(|| SourceError::bad("PostgreSQL", "no database to connect to"), SourceError::from))
-    }
+/// What `pg_dump` and `pg_dumpall --globals-only` both leave out: how the database is created, its owner, rights,
+/// comment, limit and settings.
+fn write_settings(
+    server: &Server,
+    stage: &Stage<'_>,
+    member: &str,
+    database: &str,
+) -> Result<Staged, SourceError> {
+    let text = format!(
+        "-- Settings of the database {}. Run it in the database \"postgres\" as a superuser,\n\
+         -- after the roles and before the dump is loaded.\n{}",
+        database.replace(['\n', '\r'], " "),
+        settings_of(server, database)?,
+    );
+    let mut out = stage.compressed(member)?;
+    out.write_all(text.as_bytes()).map_err(SourceError::write(member))?;
+    out.finish().map_err(SourceError::write(member))
+}
 
-    fn dump(
-        &self,
-        context: &Context<'_>,
-        stage: &Stage<'_>,
-        member: &str,
-        argv: &[&str],
-        kind: DumpKind,
-    ) -> Result<(Staged, DumpFacts), SourceError> {
-        let mut out = stage.compressed(member)?;
-        let mut scanner = DumpScanner::new(kind);
-        let mut exec = self.docker.exec(&self.container, None, &self.env, argv, self.limits)?;
-        while let Some(chunk) = exec.next_chunk()? {
-            scanner.feed(&chunk);
-            out.write_all(&chunk).map_err(SourceError::write(member))?;
-            context.monitor.moved(chunk.len() as u64);
-        }
-        exec.finish()?;
-        let facts = scanner.finish().map_err(|e| {
-            SourceError::hinted(
-                member,
-                e.to_string(),
-                format!("look at the server: docker logs --tail 50 {}", self.container.name),
-            )
-        })?;
-        let staged = out.finish().map_err(SourceError::write(member))?;
-        Ok((staged, facts))
-    }
-
-    /// What `pg_dump` and `pg_dumpall --globals-only` both leave out: how the database is created, its owner, rights,
-    /// comment, limit and settings.
-    fn settings(&self, stage: &Stage<'_>, member: &str, database: &str) -> Result<Staged, SourceError> {
-        let mut text = format!(
-            "-- Settings of the database {}. Run it in the database \"postgres\" as a superuser,\n\
-             -- after the roles and before the dump is loaded.\n",
-            database.replace(['\n', '\r'], " ")
-        );
-        for line in self.ask(database, SETTINGS_QUERY)? {
-            text.push_str(&line);
-            text.push('\n');
-        }
-        text.push_str(SETTINGS_END);
+/// The settings of a database of the server, as a script.
+fn settings_of(server: &Server, database: &str) -> Result<String, SourceError> {
+    let mut text = String::new();
+    for line in server.ask(database, SETTINGS_QUERY)? {
+        text.push_str(&line);
         text.push('\n');
-        let mut out = stage.compressed(member)?;
-        out.write_all(text.as_bytes()).map_err(SourceError::write(member))?;
-        out.finish().map_err(SourceError::write(member))
     }
+    text.push_str(SETTINGS_END);
+    text.push('\n');
+    Ok(text)
 }
-
-/// Names a database so that nothing in its name is taken for another connection parameter.
-fn conninfo(database: &str) -> String {
-    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
-/// SQL that writes the settings of the current database as SQL, for servers from 10 on: columns that came later are
-/// read through `to_jsonb`, where a missing one is null.
-const SETTINGS_QUERY: &str = r#"
-WITH d AS (SELECT db.*, to_jsonb(db) AS j FROM pg_database db WHERE datname = current_database())
-SELECT line FROM (
-  SELECT 1 AS step, '' AS sub,
-    format('SELECT %L WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = %L) \gexec',
-    format('CREATE DATABASE %I WITH TEMPLATE template0 ENCODING %L', datname, pg_encoding_to_char(encoding))
-    || CASE j->>'datlocprovider'
-         WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', coalesce(j->>'datlocale', j->>'daticulocale'))
-                       || coalesce(format(' ICU_RULES %L', j->>'daticurules'), '')
-         WHEN 'b' THEN format(' LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', j->>'datlocale')
-         WHEN 'c' THEN ' LOCALE_PROVIDER libc'
-         ELSE '' END
-    || format(' LC_COLLATE %L LC_CTYPE %L;', datcollate, datctype), datname) AS line FROM d
-  UNION ALL
-  SELECT 2, '', format('ALTER DATABASE %I OWNER TO %I;', datname, pg_get_userbyid(datdba)) FROM d
-  UNION ALL
-  SELECT 3, '', format('ALTER DATABASE %I CONNECTION LIMIT %s;', datname, datconnlimit) FROM d WHERE datconnlimit <> -1
-  UNION ALL
-  SELECT 4, '', format('COMMENT ON DATABASE %I IS %L;', datname, shobj_description(d.oid, 'pg_database')) FROM d
-    WHERE shobj_description(d.oid, 'pg_database') IS NOT NULL
-  UNION ALL
-  SELECT 5, '', format('-- it lay in the tablespace %I', spcname) FROM d JOIN pg_tablespace t ON t.oid = d.dattablespace
-    WHERE spcname <> 'pg_default'
-  UNION ALL
-  SELECT 6, '', format('REVOKE ALL ON DATABASE %I FROM PUBLIC, %I;', datname, pg_get_userbyid(datdba)) FROM d
-    WHERE datacl IS NOT NULL
-  UNION ALL
-  SELECT 7, a.grantee::text || a.privilege_type, format('GRANT %s ON DATABASE %I TO %s%s;', a.privilege_type, datname,
-    CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE format('%I', pg_get_userbyid(a.grantee)) END,
-    CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-    FROM d, aclexplode(datacl) a
-  UNION ALL
-  SELECT 8, s.setrole::text || c.entry,
-    CASE WHEN s.setrole = 0 THEN format('ALTER DATABASE %I', datname)
-         ELSE format('ALTER ROLE %I IN DATABASE %I', pg_get_userbyid(s.setrole), datname) END
-    || format(' SET %I TO ', split_part(c.entry, '=', 1))
-    || CASE WHEN split_part(c.entry, '=', 1) IN ('search_path', 'temp_tablespaces', 'local_preload_libraries',
-              'session_preload_libraries', 'shared_preload_libraries', 'unix_socket_directories')
-            -- A list: each name as a literal, for an empty one cannot be written as an identifier.
-            THEN coalesce((SELECT string_agg(format('%L', CASE WHEN m[1] LIKE '"%'
-                     THEN replace(substr(m[1], 2, length(m[1]) - 2), '""', '"') ELSE m[1] END), ', ' ORDER BY n)
-                   FROM regexp_matches(substr(c.entry, strpos(c.entry, '=') + 1), '"(?:[^"]|"")*"|[^,\s]+', 'g')
-                     WITH ORDINALITY AS names(m, n)), quote_literal(''))
-            ELSE format('%L', substr(c.entry, strpos(c.entry, '=') + 1)) END || ';'
-    FROM d JOIN pg_db_role_setting s ON s.setdatabase = d.oid, unnest(s.setconfig) AS c(entry)
-) AS lines ORDER BY step, sub"#;
 
 /// Facts of the database whose dump `member` is.
 fn database_of<'a>(component: &'a Component, member: &str) -> Option<&'a Value> {
@@ -424,12 +349,6 @@ fn restore(name: &str, component: &Component) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_database_name_becomes_a_connection_parameter() {
-        assert_eq!(conninfo("plain"), "dbname='plain'");
-        assert_eq!(conninfo(r"a' host=evil \x"), r"dbname='a\' host=evil \\x'");
-    }
 
     #[test]
     fn a_database_named_globals_does_not_take_the_place_of_the_roles() {

@@ -20,6 +20,7 @@ mod postgres;
 mod redis;
 mod restore;
 mod restore_chroma;
+mod restore_postgres;
 mod restore_redis;
 mod secrets;
 mod whole;

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::lab::{Lab, lab_file, source, verify_deep};
 use crate::support::{Home, follow_the_guide, run, sh};
 
-const SECOND: &str = "Zweite-DB é";
+pub const SECOND: &str = "Zweite-DB é";
 const MEMBERS: [&str; 7] = [
     "postgres-Zweite-DB%20%C3%A9.settings.sql",
     "postgres-Zweite-DB%20%C3%A9.sql",
@@ -80,7 +80,7 @@ fn sorted(answer: &str) -> String {
 }
 
 /// Everything that must be the same in the cluster that was loaded, by what it is about.
-fn portrait(lab: &Lab, pg: &str) -> BTreeMap<String, String> {
+pub fn portrait(lab: &Lab, pg: &str) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     let mut add = |what: String, text: String| {
         assert!(!text.is_empty(), "{what} is empty: the comparison would prove nothing");
@@ -178,8 +178,13 @@ fn odd_databases_come_back_whole_by_the_commands_of_the_guide_alone() {
     for line in said.lines().filter(|l| l.contains("ERROR")) {
         assert!(line.ends_with("already exists"), "{line}");
     }
-    let (source, loaded) = (portrait(&lab, &pg), portrait(&lab, &empty));
-    for (what, text) in &source {
+    assert_same(&home, &portrait(&lab, &pg), &portrait(&lab, &empty));
+}
+
+/// Two portraits are the same; what differs is shown.
+#[track_caller]
+pub fn assert_same(home: &Home, source: &BTreeMap<String, String>, loaded: &BTreeMap<String, String>) {
+    for (what, text) in source {
         if *text != loaded[what] {
             std::fs::write(home.path("source"), text).unwrap();
             std::fs::write(home.path("loaded"), &loaded[what]).unwrap();

@@ -199,7 +199,7 @@ fn a_volume_that_only_the_engine_can_mount_comes_back_wholly_or_not_at_all() {
     let mut kills = 0;
     for lines in 1.. {
         lab.sh(&one, change);
-        if !killed_at(&home, lines, false) {
+        if !killed_at(&home, lines, false, &[]) {
             break;
         }
         kills += 1;
@@ -286,7 +286,7 @@ fn killed_at_any_step_the_volume_is_old_or_new_and_its_containers_run() {
     while missed < 3 {
         s.lab.sh(&s.one, "echo after > /data/value; rm -rf /data/deep; echo y > /data/fresh");
         let wait = format!("a recovery after a kill at line {lines}");
-        let ended = !killed_at(&home, lines, true);
+        let ended = !killed_at(&home, lines, true, &[]);
         // The guardian of the killed run does it, unasked.
         until(&wait, || !home.path("state/run.journal").exists());
         until("the containers run", || [s.id_and_state(&s.one), s.id_and_state(&s.two)] == ids);

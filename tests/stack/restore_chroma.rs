@@ -222,7 +222,7 @@ fn killed_at_any_step_it_is_old_or_new_and_runs() {
         if collections(&s) == NEW {
             change_it(&s);
         }
-        if !killed_at(&home, lines, false) {
+        if !killed_at(&home, lines, false, &[]) {
             break;
         }
         kills += 1;

@@ -504,7 +504,7 @@ fn killed_at_any_step_the_server_is_old_or_new_and_runs() {
     while missed < 3 {
         lab.redis_cli(&redis, &["SET", "k", "after"]);
         lab.redis_cli(&redis, &["DEL", "only"]);
-        let ended = !killed_at(&home, lines, true);
+        let ended = !killed_at(&home, lines, true, &[]);
         until("it is recovered", || !home.path("state/run.journal").exists());
         until("it runs", || state(&lab, &redis) == "running");
         lab.await_redis(&redis);
@@ -540,7 +540,7 @@ fn killed_while_a_container_is_started_for_the_first_time_it_has_old_or_new_data
             "first",
             &["-v", &mount, "redis:7-alpine", "redis-server", "--appendonly", "yes"],
         );
-        let ended = !killed_at(&home, lines, true);
+        let ended = !killed_at(&home, lines, true, &[]);
         until("it is recovered", || !home.path("state/run.journal").exists());
         if state(&lab, &redis) != "running" {
             lab.ok(&["start", &redis]);

@@ -300,8 +300,9 @@ impl Running {
 
 /// Kills a restore of all when its journal has grown to `lines`; false when it ended before. Without its guardian, which
 /// would be faster than us, what it left stays until somebody looks.
-pub fn killed_at(home: &Home, lines: usize, guardian: bool) -> bool {
+pub fn killed_at(home: &Home, lines: usize, guardian: bool, more: &[&str]) -> bool {
     let mut run = home.command(&["restore", "--latest", "--yes", "--no-safety-backup", "--wait", "30s"]);
+    run.args(more);
     if !guardian {
         run.env("TARS_BACKUP_GUARDIAN", "no");
     }

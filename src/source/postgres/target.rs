@@ -1,0 +1,651 @@
+//! Databases brought back into a server. What could go wrong: the live data is gone, and then the dump does not load. So
+//! each dump is loaded into a new database beside the live one, which is the transaction: what fails is dropped. Only what
+//! loaded to its end and has the rows of the manifest takes the name of the old one.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::loading::{Loading, counts};
+use super::{Postgres, settings_of};
+use crate::archive::read::codec_of;
+use crate::change::{self, Change};
+use crate::docker::{Container, DockerError, Place};
+use crate::format::roles::Globals;
+use crate::format::sqldump::{DumpFacts, DumpKind, DumpScanner};
+use crate::format::sqltext::{literal, name};
+use crate::hint::chain;
+use crate::manifest::Component;
+use crate::postgres::{Access, Databases, Pair, Prepared, Roles, Server, Settings, beside};
+use crate::run_journal::{How, RunJournal, Step};
+use crate::source::{Context, SourceError};
+use crate::target::{Existing, Target, Work};
+use crate::units::show_bytes;
+
+/// How long a server that makes a new cluster may take.
+const INITIALISING: Duration = Duration::from_secs(300);
+const PGDATA: &str = "/var/lib/postgresql/data";
+
+/// A database of the backup.
+struct Wanted {
+    name: String,
+    /// Dump and settings, as they lie in the archive. An archive of the bash script has no settings.
+    dump: String,
+    settings: Option<String>,
+    rows: Option<BTreeMap<String, u64>>,
+    large_objects: Option<u64>,
+}
+
+pub struct PostgresTarget<'a> {
+    source: &'a Postgres,
+    container: Container,
+    wanted: Vec<Wanted>,
+    globals: Option<String>,
+    /// Where the data directory lies; set when a new one is wanted.
+    fresh: OnceCell<Place>,
+    dumps: RefCell<Vec<DumpFacts>>,
+    /// What is loaded, and not live yet.
+    loaded: RefCell<Option<Databases>>,
+    /// A new cluster has everything.
+    filled: OnceCell<()>,
+}
+
+impl<'a> PostgresTarget<'a> {
+    pub fn new(source: &'a Postgres, container: Container, component: &Component) -> Self {
+        let stored = |base: &str| component.members.iter().find(|m| codec_of(m).0 == base).cloned();
+        let facts = component.facts.get("databases").and_then(Value::as_object);
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for (name, facts) in facts.into_iter().flatten() {
+            let member = |key: &str| facts.get(key).and_then(Value::as_str);
+            let Some(base) = member("member") else { continue };
+            wanted.push(Wanted {
+                name: name.clone(),
+                // Where it lacks, reading it says so.
+                dump: stored(base).unwrap_or_else(|| base.to_owned()),
+                settings: member("settings").map(|base| stored(base).unwrap_or_else(|| base.to_owned())),
+                rows: facts.get("rows").cloned().and_then(|r| serde_json::from_value(r).ok()),
+                large_objects: facts.get("large_objects").and_then(Value::as_u64),
+            });
+        }
+        let globals = component.members.iter().find(|m| codec_of(m).0.ends_with("-globals.sql"));
+        if facts.is_none() {
+            let env = |key: &str| container.env.get(key).filter(|v| !v.is_empty()).cloned();
+            let main = env("POSTGRES_DB").unwrap_or_else(|| source.user(&container));
+            let dump = component.members.first().cloned();
+            wanted.extend(dump.map(|dump| Wanted {
+                name: main,
+                dump,
+                settings: None,
+                rows: None,
+                large_objects: None,
+            }));
+        }
+        let globals = globals.filter(|_| facts.is_some()).cloned();
+        Self {
+            source,
+            container,
+            wanted,
+            globals,
+            fresh: OnceCell::new(),
+            dumps: RefCell::default(),
+            loaded: RefCell::default(),
+            filled: OnceCell::new(),
+        }
+    }
+
+    fn what(&self) -> String {
+        format!("PostgreSQL in {}", self.container.name)
+    }
+
+    /// Where the container has its data.
+    fn place(&self, context: &Context<'_>) -> Result<Place, SourceError> {
+        let path = self.container.env.get("PGDATA").filter(|p| p.starts_with('/'));
+        context.place(&self.container, path.map_or(PGDATA, String::as_str))
+    }
+
+    /// The data directory on this host, where it can be reached.
+    fn data(&self, context: &Context<'_>) -> Option<PathBuf> {
+        self.place(context).ok()?.host_path().filter(|p| p.is_dir())
+    }
+
+    /// An error when the server does not answer, with a way out.
+    fn answering<T>(&self, answer: Result<T, DockerError>) -> Result<T, SourceError> {
+        answer.map_err(|e| match e {
+            DockerError::Exit { stderr, .. } => SourceError::hinted(
+                self.what(),
+                format!("it does not answer: {stderr}"),
+                "mend it, or have it make a new data directory and load into that: --fresh",
+            ),
+            DockerError::NotRunning { state, .. } => self.not_running(&state),
+            e => e.into(),
+        })
+    }
+
+    fn not_running(&self, state: &str) -> SourceError {
+        let name = &self.container.name;
+        let hint = match state {
+            "paused" => format!("docker unpause {name}"),
+            "restarting" => {
+                "see why: docker logs --tail 50 ".to_owned()
+                    + name
+                    + "; or have it make a new data directory and load into that: --fresh"
+            }
+            _ => format!(
+                "docker start {name}; or, if it does not start, have it make a new data directory and load into that: --fresh"
+            ),
+        };
+        SourceError::hinted(self.what(), format!("the container is {state}"), hint)
+    }
+
+    /// Reads every dump to its end.
+    fn scan(&self, context: &Context<'_>, work: &Work<'_>) -> Result<Vec<DumpFacts>, SourceError> {
+        let mut found = Vec::new();
+        for wanted in &self.wanted {
+            let facts = scan(context, work, &wanted.dump, DumpKind::Database)?;
+            let what = || format!("the dump of {}", wanted.name);
+            if work.compare && wanted.rows.as_ref().is_some_and(|rows| *rows != facts.rows) {
+                return Err(SourceError::bad(what(), "its rows per table are not those of the manifest"));
+            }
+            if work.compare && wanted.large_objects.is_some_and(|n| n != facts.large_objects) {
+                return Err(SourceError::bad(what(), "its large objects are not those of the manifest"));
+            }
+            if let Some(member) = &wanted.settings
+                && Settings::read(&text(work, member)?).is_none()
+            {
+                return Err(SourceError::bad(member.clone(), "it is no settings file"));
+            }
+            found.push(facts);
+        }
+        if let Some(member) = &self.globals {
+            scan(context, work, member, DumpKind::Cluster)?;
+        }
+        if found.is_empty() {
+            return Err(SourceError::bad(work.name, "the backup has no database"));
+        }
+        Ok(found)
+    }
+
+    /// Whether this server can take these dumps.
+    fn must_take(&self, server: &Server, dumps: &[DumpFacts]) -> Result<(), SourceError> {
+        let home = self.answering(server.elsewhere(&[]))?;
+        let wrong = |why: String, hint: &str| Err(SourceError::hinted(self.what(), why, hint));
+        if server.ask(&home, "SELECT 1 FROM pg_roles WHERE rolname = current_user AND rolsuper")?.is_empty() {
+            return wrong(
+                format!("{} is no superuser, and only one can restore", server.user),
+                "set user = of the source",
+            );
+        }
+        let own = server.version(&home)? / 10_000;
+        for version in dumps.iter().filter_map(|d| d.server.as_deref()) {
+            let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+            if digits.parse::<u32>().is_ok_and(|then| then > own) {
+                return wrong(
+                    format!("the dump is of version {version}, and the server is of {own}"),
+                    "start a server of that version, or a newer one",
+                );
+            }
+        }
+        let lacking = |query: &str, of: fn(&DumpFacts) -> &BTreeSet<String>| -> Result<String, SourceError> {
+            let mut all: BTreeSet<&String> = dumps.iter().flat_map(of).collect();
+            if !all.is_empty() {
+                let there = server.ask(&home, query)?;
+                all.retain(|n| !there.contains(n));
+            }
+            Ok(all.into_iter().cloned().collect::<Vec<_>>().join(", "))
+        };
+        let extensions = lacking("SELECT name FROM pg_available_extensions", |d| &d.extensions)?;
+        if !extensions.is_empty() {
+            return wrong(
+                format!("the image has no extension {extensions}, which the dump needs"),
+                "start the server from an image that has it",
+            );
+        }
+        let spaces = lacking("SELECT spcname FROM pg_tablespace", |d| &d.tablespaces)?;
+        if !spaces.is_empty() {
+            return wrong(
+                format!("it has no tablespace {spaces}, which the dump needs"),
+                "make it: CREATE TABLESPACE … LOCATION '…'",
+            );
+        }
+        let names: Vec<String> = self.wanted.iter().map(|w| literal(&w.name)).collect();
+        let names = names.join(", ");
+        let query = format!(
+            "SELECT 'a prepared transaction (' || gid || ')|end it: COMMIT PREPARED or ROLLBACK PREPARED'
+               FROM pg_prepared_xacts WHERE database IN ({names})
+             UNION ALL SELECT 'a logical replication slot (' || slot_name || ')|drop it: SELECT pg_drop_replication_slot(…)'
+               FROM pg_replication_slots WHERE database IN ({names})
+             UNION ALL SELECT 'a subscription (' || subname || ')|drop it: DROP SUBSCRIPTION'
+               FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname IN ({names})"
+        );
+        if let Some((what, hint)) = server.ask(&home, &query)?.first().and_then(|one| one.rsplit_once('|')) {
+            return wrong(format!("{what} keeps a database from being replaced"), hint);
+        }
+        Ok(())
+    }
+
+    /// What is to be done to roles, and the statements for those that are not there.
+    fn roles(
+        &self,
+        server: &Server,
+        work: &Work<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(Roles, [String; 2]), SourceError> {
+        let mut roles = Roles::default();
+        let Some(member) = &self.globals else { return Ok((roles, Default::default())) };
+        let then = Globals::read(&text(work, member)?);
+        let argv = ["pg_dumpall", "--globals-only", "--no-password", "--username", &server.user];
+        let mut exec = server.exec(&argv)?;
+        let mut now = Vec::new();
+        while let Some(chunk) = exec.next_chunk()? {
+            now.extend_from_slice(&chunk);
+        }
+        exec.finish()?;
+        let now = Globals::read(&String::from_utf8_lossy(&now));
+
+        let mut create = String::new();
+        for (role, wanted) in &then.roles {
+            let Some(have) = now.roles.get(role) else {
+                roles.created.push(role.clone());
+                create += &(wanted.create(role).join("\n") + "\n");
+                continue;
+            };
+            let differs = wanted.differences(have).join(", ");
+            if differs.is_empty() {
+                continue;
+            }
+            if *role == server.user {
+                warnings.push(format!(
+                    "role {role}: {differs}; it is kept, because the restore itself works as {role}"
+                ));
+            } else if work.wishes.overwrite_roles {
+                roles.overwrite.extend(wanted.alter(role, have));
+                roles.back.extend(have.alter(role, wanted));
+            } else {
+                warnings.push(format!("role {role}: {differs}; it is kept (--roles overwrite changes it)"));
+            }
+        }
+        for (_, statement) in then.rights.iter().filter(|(role, _)| roles.created.contains(role)) {
+            create += &format!("{statement}\n");
+        }
+        let known = |role: &str| {
+            role.starts_with("pg_") || now.roles.contains_key(role) || then.roles.contains_key(role)
+        };
+        let (mut as_granted, mut plain) = (create.clone(), create);
+        for m in &then.memberships {
+            if now.memberships.iter().any(|have| (&have.role, &have.member) == (&m.role, &m.member)) {
+                continue;
+            }
+            if !known(&m.role) || !known(&m.member) {
+                warnings.push(format!("{} is no member of {}: there is no such role", m.member, m.role));
+                continue;
+            }
+            roles.granted.push((m.role.clone(), m.member.clone()));
+            as_granted += &(m.statement(m.grantor.as_ref().is_some_and(|g| known(g))) + "\n");
+            plain += &(m.statement(false) + "\n");
+        }
+        for space in then.tablespaces.iter().filter(|s| !now.tablespaces.contains(s)) {
+            warnings.push(format!("tablespace {space} is not there; nothing that was restored needs it"));
+        }
+        Ok((roles, [as_granted, plain]))
+    }
+
+    /// Makes roles, and every database beside the one that is live; nothing that is live changes.
+    fn bring(
+        &self,
+        context: &Context<'_>,
+        journal: Option<&RunJournal>,
+        work: &Work<'_>,
+        server: Server,
+    ) -> Result<Vec<String>, SourceError> {
+        let mut warnings = Vec::new();
+        self.must_take(&server, &self.dumps.borrow())?;
+        let tag = format!("tars-backup-{}", short(&[work.id, &self.container.id]));
+        let server = server.tagged(&tag);
+        let home = server.elsewhere(&[])?;
+        let (roles, scripts) = self.roles(&server, work, &mut warnings)?;
+        let access = Access::new(&self.container, &server.user, self.source.password.clone(), tag);
+        let pairs: Vec<Pair> = self.wanted.iter().map(|w| pair(&w.name, &access.tag)).collect();
+        if let Some(journal) = journal {
+            let databases = pairs.iter().map(|p| p.new.clone()).collect();
+            let prepared = Prepared { access: access.clone(), databases, roles: roles.clone() };
+            let scratch = change::Scratch::Databases(Box::new(prepared));
+            journal.record(&Step::Scratch { component: work.name.to_owned(), scratch })?;
+        }
+        let [as_granted, plain] = scripts;
+        let whole = |script: &str| format!("BEGIN;\n{script}COMMIT;\n");
+        match server.script(&home, &whole(&as_granted)) {
+            // From 16 on, a grantor must have the right to grant.
+            Err(DockerError::Exit { .. }) if as_granted != plain => {
+                server.script(&home, &whole(&plain))?;
+            }
+            other => {
+                other?;
+            }
+        }
+        let mut loading = Loading::new(context, &server, &home, self.data(context))?;
+        for ((wanted, pair), facts) in self.wanted.iter().zip(&pairs).zip(&*self.dumps.borrow()) {
+            self.load(work, wanted, pair, facts, &mut loading, &mut warnings)?;
+        }
+        let oids = oids(&server, &home)?;
+        let oid = |name: &str| oids.get(name).copied();
+        let pairs = pairs
+            .into_iter()
+            .map(|p| match oid(&p.new) {
+                Some(new_oid) => Ok(Pair { new_oid, old_oid: oid(&p.name), ..p }),
+                None => Err(SourceError::bad(p.new, "the new database is gone")),
+            })
+            .collect::<Result<_, SourceError>>()?;
+        *self.loaded.borrow_mut() = Some(Databases { access, pairs, roles });
+        Ok(warnings)
+    }
+
+    fn load(
+        &self,
+        work: &Work<'_>,
+        wanted: &Wanted,
+        pair: &Pair,
+        facts: &DumpFacts,
+        loading: &mut Loading<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), SourceError> {
+        let server = loading.server;
+        let bad = |why: String| SourceError::bad(format!("database {}", wanted.name), why);
+        let settings = match &wanted.settings {
+            Some(member) => text(work, member)?,
+            // The settings of the one that is live, and where there is none those of the template.
+            None if oids(server, loading.home)?.contains_key(&wanted.name) => {
+                settings_of(server, &wanted.name)?
+            }
+            None => {
+                let create = format!("CREATE DATABASE {} TEMPLATE template0;", name(&wanted.name));
+                format!("SELECT {};\n", literal(&create))
+            }
+        };
+        let settings = Settings::read(&settings).ok_or_else(|| bad("its settings cannot be read".into()))?;
+        let spaces = server.ask(loading.home, "SELECT spcname FROM pg_tablespace")?;
+        let there = settings.tablespace.as_ref().is_none_or(|s| spaces.contains(s));
+        if let Some(space) = settings.tablespace.as_ref().filter(|_| !there) {
+            warnings.push(format!(
+                "database {} lay in the tablespace {space}, which is not there; it lies in the default one",
+                wanted.name
+            ));
+        }
+        server.ask(loading.home, &settings.create_as(&pair.new, there))?;
+        server.script(loading.home, &settings.rest_as(&pair.new))?;
+        // A dump without owners makes everything as whoever loads it.
+        let owner = settings.owner.as_deref().filter(|_| wanted.settings.is_none());
+        work.open(&wanted.dump, |body| loading.load(&pair.new, body, facts.restricted, owner))?;
+        if work.compare {
+            let found = counts(server, &pair.new, facts.rows.keys())?;
+            for (table, now) in found {
+                let then = facts.rows.get(&table).copied().unwrap_or(0);
+                if then != now {
+                    return Err(bad(format!("{table} has {now} rows, and its dump {then}")));
+                }
+            }
+            let objects = server.ask(&pair.new, "SELECT count(*) FROM pg_largeobject_metadata")?;
+            if objects.first().and_then(|n| n.parse().ok()) != Some(facts.large_objects) {
+                let now = objects.first().map_or("no", String::as_str);
+                return Err(bad(format!("it has {now} large objects, and its dump {}", facts.large_objects)));
+            }
+        }
+        // Without it the first queries are slow; it is no data.
+        match server.script(&pair.new, "ANALYZE;") {
+            Err(e @ DockerError::Exit { .. }) => {
+                warnings.push(format!("database {}: ANALYZE: {}", wanted.name, chain(&e)));
+            }
+            other => {
+                other?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the cluster that the container has made in its new data directory.
+    fn fill(&self, context: &Context<'_>, work: &Work<'_>) -> Result<Vec<String>, SourceError> {
+        let docker = context.docker()?;
+        let container = docker.find(&self.source.selector)?;
+        let asleep = !container.is_active();
+        if asleep {
+            // The journal knows it, so that whoever recovers stops it before the data is exchanged again.
+            let journal = context.holds.journal();
+            journal.record(&Step::Hold(container.to_held(How::Stop)))?;
+            docker.start(&container)?;
+            journal.record(&Step::Released { id: container.id.clone() })?;
+        }
+        let filled = (|| {
+            let mut server = self.source.server_in(context, container.clone())?;
+            server.await_ready(INITIALISING)?;
+            let warnings = self.bring(context, None, work, server)?;
+            if let Some(databases) = self.loaded.borrow_mut().take() {
+                // What is replaced is what the container has just made.
+                databases.apply(Some(docker))?;
+                databases.finish(Some(docker))?;
+            }
+            Ok(warnings)
+        })();
+        if filled.is_err() && asleep {
+            docker.undisturbed().take_hold(&container, How::Stop)?;
+        }
+        filled
+    }
+}
+
+impl Target for PostgresTarget<'_> {
+    fn describe(&self) -> String {
+        let names: Vec<&str> = self.wanted.iter().map(|w| w.name.as_str()).collect();
+        let fresh = if self.fresh.get().is_some() { ", in a new data directory" } else { "" };
+        format!("{}: {}{fresh}", self.what(), names.join(", "))
+    }
+
+    fn place(&self) -> Option<&Place> {
+        self.fresh.get()
+    }
+
+    fn server(&self) -> Option<&Container> {
+        Some(&self.container)
+    }
+
+    fn existing(&self, context: &Context<'_>) -> Result<Existing, SourceError> {
+        let container = context.docker()?.find(&self.source.selector)?;
+        if container.state != "running" {
+            let data = self.data(context).and_then(|d| std::fs::read_dir(d).ok());
+            return Ok(match data.map(|mut entries| entries.next().is_none()) {
+                Some(true) => Existing::Nothing,
+                _ => Existing::Something(format!("a server that does not run ({})", container.state)),
+            });
+        }
+        let (_in_use, server) = self.source.server(context)?;
+        let present = self.answering(server.databases())?;
+        let ours: Vec<&String> =
+            self.wanted.iter().map(|w| &w.name).filter(|n| present.contains(n)).collect();
+        let (mut bytes, mut data) = (0, false);
+        for database in &ours {
+            let query = "SELECT pg_database_size(current_database()), EXISTS (SELECT FROM pg_class WHERE oid >= 16384 \
+                         AND relnamespace <> 'pg_toast'::regnamespace) OR EXISTS (SELECT FROM pg_proc WHERE oid >= 16384) \
+                         OR EXISTS (SELECT FROM pg_largeobject_metadata)";
+            let answer = server.ask(database, query)?;
+            let (size, any) = answer.first().and_then(|a| a.split_once('|')).unwrap_or(("0", "t"));
+            bytes += size.parse::<u64>().unwrap_or(0);
+            data |= any == "t";
+        }
+        if !data {
+            return Ok(Existing::Nothing);
+        }
+        let version = server.ask(ours[0], "SHOW server_version")?;
+        let version = version.first().and_then(|v| v.split(' ').next()).unwrap_or_default().to_owned();
+        let word = if ours.len() == 1 { "database" } else { "databases" };
+        let text = format!("PostgreSQL {version}, {} {word}, {}", ours.len(), show_bytes(bytes));
+        Ok(Existing::Something(text))
+    }
+
+    fn survey(&self, context: &Context<'_>, work: &Work<'_>) -> Result<(PathBuf, u64), SourceError> {
+        let dumps = self.scan(context, work)?;
+        let bytes = dumps.iter().map(|d| d.bytes).sum();
+        if work.wishes.fresh {
+            let place = self.place(context)?;
+            let data = place.host_path().ok_or_else(|| {
+                SourceError::hinted(
+                    place.describe(),
+                    "it cannot be reached without the engine, so no new data directory can be made there",
+                    "empty it by hand and start the container; then restore without --fresh",
+                )
+            })?;
+            if change::beside(&data, work.id) == data.join(change::NEW) {
+                return Err(SourceError::hinted(
+                    data.display().to_string(),
+                    "it is a mount point, and a server makes new data only in an empty directory",
+                    "empty it by hand and start the container; then restore without --fresh",
+                ));
+            }
+            self.fresh.get_or_init(|| place);
+        } else if self.container.state == "running" {
+            let (_in_use, server) = self.source.server(context)?;
+            self.must_take(&server, &dumps)?;
+        } else if self.container.state != "created" {
+            return Err(self.not_running(&self.container.state));
+        }
+        *self.dumps.borrow_mut() = dumps;
+        let disk = self.data(context);
+        let needed = if disk.is_some() { bytes } else { 0 };
+        Ok((disk.unwrap_or_else(|| PathBuf::from("/")), needed))
+    }
+
+    fn prepare(
+        &self,
+        context: &Context<'_>,
+        journal: &RunJournal,
+        work: &Work<'_>,
+    ) -> Result<Vec<String>, SourceError> {
+        if let Some(place) = self.fresh.get() {
+            let live = place.host_path().unwrap_or_default();
+            let new = change::beside(&live, work.id);
+            let put = |source| SourceError::Place { path: new.clone(), source };
+            journal.record(&work.scratch(&new))?;
+            std::fs::DirBuilder::new().mode(0o700).create(&new).map_err(put)?;
+            if let Ok(meta) = live.metadata() {
+                std::os::unix::fs::chown(&new, Some(meta.uid()), Some(meta.gid())).map_err(put)?;
+                let mode = std::fs::Permissions::from_mode(meta.mode() & 0o7777);
+                std::fs::set_permissions(&new, mode).map_err(put)?;
+            }
+            return Ok(Vec::new());
+        }
+        let mut warnings = Vec::new();
+        let docker = context.docker()?;
+        let container = docker.find(&self.source.selector)?;
+        if container.state == "created" {
+            docker.start(&container)?;
+            let mut server = self.source.server_in(context, container)?;
+            server.await_ready(INITIALISING)?;
+            warnings.push(format!("{} had never been started; it runs now", self.container.name));
+        }
+        let (_in_use, server) = self.source.server(context)?;
+        warnings.extend(self.bring(context, Some(journal), work, server)?);
+        Ok(warnings)
+    }
+
+    fn change(&self, _: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
+        if let Some(live) = self.fresh.get().and_then(Place::host_path) {
+            return Ok(change::plan_directory(&live, &change::beside(&live, work.id), Vec::new())?);
+        }
+        let loaded = self.loaded.borrow();
+        let loaded = loaded.as_ref().ok_or_else(|| SourceError::bad(work.name, "nothing was loaded"))?;
+        Ok(Change::Databases(Box::new(loaded.clone())))
+    }
+
+    fn check(
+        &self,
+        context: &Context<'_>,
+        work: &Work<'_>,
+        _: &[Container],
+    ) -> Result<Vec<String>, SourceError> {
+        if self.fresh.get().is_some() {
+            if self.filled.get().is_some() {
+                return Ok(Vec::new());
+            }
+            let warnings = self.fill(context, work)?;
+            self.filled.get_or_init(|| ());
+            return Ok(warnings);
+        }
+        let loaded = self.loaded.borrow();
+        let live = loaded.as_ref().map(|l| l.went_live(context.docker().ok())).transpose()?;
+        match live {
+            Some(true) => Ok(Vec::new()),
+            _ => Err(SourceError::bad(self.what(), "the new databases are not those that clients get")),
+        }
+    }
+}
+
+/// Reads a dump to its end.
+fn scan(
+    context: &Context<'_>,
+    work: &Work<'_>,
+    member: &str,
+    kind: DumpKind,
+) -> Result<DumpFacts, SourceError> {
+    work.open(member, |body| {
+        let mut scanner = DumpScanner::new(kind);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            context.cancel.check()?;
+            match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => scanner.feed(&buffer[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(SourceError::Read { what: format!("{member} of the archive"), source });
+                }
+            }
+        }
+        scanner.finish().map_err(|e| {
+            SourceError::hinted(member, e.to_string(), "choose another backup: tars-backup list")
+        })
+    })
+}
+
+/// A member that is small.
+fn text(work: &Work<'_>, member: &str) -> Result<String, SourceError> {
+    work.open(member, |body| {
+        let mut text = String::new();
+        body.take(64 << 20)
+            .read_to_string(&mut text)
+            .map_err(|source| SourceError::Read { what: format!("{member} of the archive"), source })?;
+        Ok(text)
+    })
+}
+
+fn oids(server: &Server, database: &str) -> Result<BTreeMap<String, u32>, DockerError> {
+    let rows = server.ask(database, "SELECT oid || ' ' || datname FROM pg_database")?;
+    let split = |row: &String| row.split_once(' ').and_then(|(o, n)| Some((n.to_owned(), o.parse().ok()?)));
+    Ok(rows.iter().filter_map(split).collect())
+}
+
+/// What a database is called while it is new, and when it is old.
+fn pair(database: &str, tag: &str) -> Pair {
+    let id = short(&[database, tag]);
+    Pair {
+        name: database.to_owned(),
+        new: beside(database, &format!("__tars_new_{id}")),
+        old: beside(database, &format!("__tars_old_{id}")),
+        new_oid: 0,
+        old_oid: None,
+    }
+}
+
+/// Eight signs that nobody else has.
+pub fn short(parts: &[&str]) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part);
+        hasher.update([0]);
+    }
+    hasher.update(jiff::Timestamp::now().as_nanosecond().to_le_bytes());
+    hasher.update(std::process::id().to_le_bytes());
+    hex::encode(hasher.finalize())[..8].to_owned()
+}
