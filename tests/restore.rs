@@ -189,8 +189,11 @@ fn configuration_gets_references_and_never_a_redacted_file_over_a_live_one() {
     let home = home.source("configuration", &format!("type = \"config_files\"\nfiles = [\"{env}\"]")).ready();
     home.backup(0);
     std::fs::write(home.path("app.env"), "PASSWORD=new\n").unwrap();
-    let done = home.tars(&["restore", "--latest", "--yes"]).expect(2);
-    done.says("--restore-config");
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says("--restore-config");
+    home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    home.tars(&["restore", "--latest", "--yes", "--component", "configuration"])
+        .expect(1)
+        .says("--restore-config");
     assert!(!home.path("app.env.reference").exists());
     home.tars(&["restore", "--latest", "--yes", "--restore-config"]).expect(0);
     assert_eq!(std::fs::read_to_string(home.path("app.env")).unwrap(), "PASSWORD=new\n");

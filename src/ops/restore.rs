@@ -193,6 +193,8 @@ pub enum Fate {
     Kept,
     /// Nothing was done for it.
     NotRestored,
+    /// Configuration that nobody asked for.
+    LeftAlone,
 }
 
 #[derive(Debug, Serialize)]
@@ -221,7 +223,8 @@ impl RestoreOutcome {
     }
 
     pub fn is_whole(&self) -> bool {
-        self.left_held.is_empty() && self.unhealthy.is_empty() && self.restored() == self.components.len()
+        let good = |c: &ComponentOutcome| matches!(c.fate, Fate::Restored | Fate::LeftAlone);
+        self.left_held.is_empty() && self.unhealthy.is_empty() && self.components.iter().all(good)
     }
 }
 
@@ -235,6 +238,7 @@ enum Action<'a> {
     Put(Box<dyn Target + 'a>),
     /// Members and live files that get a reference beside them.
     Refer(Vec<(String, PathBuf)>),
+    LeaveAlone,
 }
 
 /// A restore that is ready to begin.
@@ -293,6 +297,7 @@ impl<'a> Restore<'a> {
         if !references.is_empty() {
             return match self.request.restore_config {
                 true => Ok(Ok(Action::Refer(references))),
+                false if self.request.components.is_empty() => Ok(Ok(Action::LeaveAlone)),
                 false => cannot(
                     "configuration is left alone".into(),
                     "put references beside it with --restore-config",
@@ -356,6 +361,9 @@ impl<'a> Restore<'a> {
                     let names: Vec<String> =
                         files.iter().map(|(_, p)| reference(p).display().to_string()).collect();
                     line.target = Some(names.join(", "));
+                }
+                Ok(Action::LeaveAlone) => {
+                    line.then = "left alone; --restore-config puts references beside the live files".into();
                 }
                 Ok(Action::Put(target)) => {
                     line.target = Some(target.describe());
@@ -452,6 +460,10 @@ impl<'a> Restore<'a> {
         };
         match &part.action {
             Err((why, hint)) => (outcome.error, outcome.hint) = (Some(why.clone()), hint.clone()),
+            Ok(Action::LeaveAlone) => {
+                outcome.fate = Fate::LeftAlone;
+                return Ok((outcome, containers));
+            }
             Ok(Action::Refer(files)) => match self.refer(files) {
                 Ok(()) => outcome.fate = Fate::Restored,
                 Err(e) => (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint()),

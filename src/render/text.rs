@@ -201,7 +201,7 @@ pub fn restore_outcome(o: &RestoreOutcome) -> String {
             let after = match c.fate {
                 Fate::RolledBack => "; the old data is as it was",
                 Fate::Kept => "; it is left as it is",
-                Fate::Restored | Fate::NotRestored => "",
+                Fate::Restored | Fate::NotRestored | Fate::LeftAlone => "",
             };
             out.push_str(&format!("  {}: {error}{after}\n", c.component));
             out.extend(c.hint.iter().map(|h| format!("    hint: {h}\n")));

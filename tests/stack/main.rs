@@ -22,6 +22,7 @@ mod restore;
 mod restore_chroma;
 mod restore_postgres;
 mod restore_redis;
+mod restore_whole;
 mod secrets;
 mod whole;
 mod writers;

@@ -26,14 +26,19 @@ table.sort(out)
 return out";
 
 pub fn portrait(lab: &Lab, redis: &str) -> Vec<String> {
-    let keys = ["0", "5"].map(|db| lab.redis_cli(redis, &["-n", db, "EVAL", KEYS, "0"]));
+    let keys = keys(lab, redis);
     let digest = lab.redis_cli(redis, &["DEBUG", "DIGEST"]);
     // Functions of one library come in any order.
     let functions = lab.redis_cli(redis, &["FUNCTION", "LIST", "WITHCODE"]);
     let mut functions: Vec<&str> = functions.lines().collect();
     functions.sort_unstable();
-    let keys = keys.iter().flat_map(|k| k.lines());
-    keys.chain(digest.lines()).chain(functions).map(str::to_owned).collect()
+    keys.iter().map(String::as_str).chain(digest.lines()).chain(functions).map(str::to_owned).collect()
+}
+
+/// Every key of the two databases, with what it holds.
+pub fn keys(lab: &Lab, redis: &str) -> Vec<String> {
+    let of = |db| lab.redis_cli(redis, &["-n", db, "EVAL", KEYS, "0"]);
+    ["0", "5"].map(of).iter().flat_map(|k| k.lines()).map(str::to_owned).collect()
 }
 
 /// Keys and expiring keys per database, by INFO keyspace, as the manifest has them.

@@ -1,0 +1,252 @@
+//! The whole stack comes back: every service from one archive, while the others wait. What could go wrong: an application
+//! that works on half of it, or that writes its old state into restored data.
+
+use crate::lab::{Lab, lab_file, source, until};
+use crate::support::{Home, follow_the_guide, run, sh};
+use crate::{postgres, redis};
+
+struct Stack {
+    lab: Lab,
+    pg: String,
+    redis: String,
+    chroma: String,
+    ollama: String,
+    backend: String,
+}
+
+impl Stack {
+    fn up() -> Self {
+        let lab = Lab::new();
+        let name = |s: &str| format!("{}tars-home-{s}", lab.prefix);
+        let [pg, redis, chroma, ollama, backend] =
+            ["postgres", "redis", "chromadb", "ollama", "backend"].map(name);
+        let stack = Self { lab, pg, redis, chroma, ollama, backend };
+        stack.script("up");
+        stack
+    }
+
+    fn script(&self, verb: &str) {
+        sh(&format!("LAB_PREFIX='{}' '{}' {verb}", self.lab.prefix, lab_file("stack.sh")));
+    }
+
+    fn fill(&self) {
+        self.lab.chroma_py(&self.chroma, &["seed"]);
+        postgres::load_odd_data(&self.lab, &self.pg);
+        sh(&format!("'{}' '{}'", lab_file("odd-redis.sh"), self.redis));
+        self.lab.sh(&self.backend, "mkdir -p /app/logs/old && echo a line > /app/logs/app.log");
+    }
+
+    fn home(&self) -> Home {
+        let home = Home::new();
+        let env = home.at("tars-home.env");
+        std::fs::write(&env, "PORT=8001\n").unwrap();
+        let backend = &self.backend;
+        let home = home
+            .source("chromadb", &source("chromadb", &self.chroma, ""))
+            .source("postgres", &source("postgres", &self.pg, ""))
+            .source("redis", &source("redis", &self.redis, ""))
+            .source("configuration", &format!("type = \"config_files\"\nfiles = [\"{env}\"]"))
+            .source("ollama", &source("ollama", &self.ollama, ""))
+            .source(
+                "backend_logs",
+                &format!(
+                    "type = \"volume\"\ncontainer = {backend:?}\npath = \"/app/logs\"\nconsistency = \"live\""
+                ),
+            )
+            .extra("[docker]\nhealth_timeout = \"60s\"\n")
+            .ready();
+        home.tars(&["backup", "--include-models"]).expect(0);
+        home
+    }
+
+    fn states(&self) -> String {
+        let mine = format!("name={}", self.lab.prefix);
+        self.lab.ok(&["ps", "-a", "--filter", &mine, "--format", "{{.Names}} {{.ID}} {{.State}}"])
+    }
+
+    fn logs(&self) -> String {
+        self.lab.sh(&self.backend, "cd /app/logs; find . | sort; cat app.log")
+    }
+
+    fn models(&self) -> String {
+        self.lab.sh(&self.ollama, "cd /root/.ollama; find . -type f -exec sha256sum {} + | sort")
+    }
+
+    fn portrait(&self) -> Portrait {
+        for (container, wait) in
+            [(&self.chroma, Lab::await_chroma as fn(&Lab, &str)), (&self.pg, Lab::await_postgres)]
+        {
+            wait(&self.lab, container);
+        }
+        Portrait {
+            pg: postgres::portrait(&self.lab, &self.pg),
+            redis: redis::keys(&self.lab, &self.redis),
+            chroma: self.lab.chroma_holds(&self.chroma),
+            files: [self.logs(), self.models()],
+        }
+    }
+
+    /// All data is gone or another one.
+    fn ruin(&self) {
+        let in_pg = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE TABLE later (v int)";
+        self.lab.sql(&self.pg, "tars_home", in_pg);
+        self.lab.redis_cli(&self.redis, &["FLUSHALL"]);
+        self.lab.redis_cli(&self.redis, &["SET", "later", "1"]);
+        let base = format!(
+            "{}/api/v2/tenants/default_tenant/databases/default_database/collections",
+            self.lab.url(&self.chroma, 8000)
+        );
+        sh(&format!("curl -sf -X DELETE '{base}/odd'"));
+        self.lab.sh(&self.ollama, "rm -rf /root/.ollama/models");
+        self.lab.sh(&self.backend, "rm -r /app/logs/old; echo another > /app/logs/app.log");
+    }
+}
+
+#[derive(PartialEq)]
+struct Portrait {
+    pg: std::collections::BTreeMap<String, String>,
+    redis: Vec<String>,
+    chroma: [String; 2],
+    files: [String; 2],
+}
+
+impl Portrait {
+    #[track_caller]
+    fn assert_is(&self, home: &Home, wanted: &Self) {
+        for (what, text) in &wanted.pg {
+            // Only what the sequences may be ahead of is left out by the portrait itself.
+            assert_eq!(self.pg.get(what), Some(text), "{what}");
+        }
+        assert_eq!(self.redis, wanted.redis);
+        assert_eq!(self.files, wanted.files);
+        let [a, b] = [home.at("a.json"), home.at("b.json")];
+        std::fs::write(&a, &wanted.chroma[0]).unwrap();
+        std::fs::write(&b, &self.chroma[0]).unwrap();
+        run("python3", &[&lab_file("chroma.py"), "-", "compare", &a, &b]).expect(0);
+        assert_eq!(self.chroma[1], wanted.chroma[1], "the index finds something else");
+    }
+}
+
+#[test]
+fn everything_that_was_destroyed_comes_back_and_every_container_runs() {
+    let s = Stack::up();
+    s.fill();
+    let home = s.home();
+    let (wanted, states) = (s.portrait(), s.states());
+    s.ruin();
+    // One part alone leaves the others as they are.
+    home.tars(&["restore", "--latest", "--yes", "--component", "redis"]).expect(0).says("restored redis");
+    until("Redis answers", || s.lab.redis_cli(&s.redis, &["PING"]) == "PONG\n");
+    assert_eq!(redis::keys(&s.lab, &s.redis), wanted.redis);
+    assert_eq!(s.lab.sql(&s.pg, "tars_home", "SELECT to_regclass('later')").trim(), "later");
+    assert!(s.logs().contains("another"));
+    s.lab.redis_cli(&s.redis, &["FLUSHALL"]);
+
+    let done = home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    let said = format!("{}{}", done.stdout, done.stderr);
+    let at = |text: &str| said.find(text).unwrap_or_else(|| panic!("{text:?} is not in:\n{said}"));
+    let stopped = at(&format!("Stopped {}", s.backend));
+    let back = at(&format!("Started {} again", s.backend));
+    assert!(stopped < at("Backup of tier"), "the safety copy is made when nobody writes any more");
+    for part in ["chromadb", "postgres", "redis", "ollama", "backend_logs"] {
+        assert!(at(&format!("Restored {part}")) < back, "{part}");
+    }
+    s.portrait().assert_is(&home, &wanted);
+    assert_eq!(s.states(), states, "the same containers, all running");
+    assert!(!home.path("state/run.journal").exists());
+}
+
+/// A small stack by labels of Compose: a Redis, and an application that depends on it and stores its state when it ends.
+fn pair(lab: &Lab, check: &str) -> (String, String) {
+    let volume = format!("{}:/data", lab.volume("redis_data"));
+    let labels = |service: &str, more: &[&str]| -> Vec<String> {
+        let mut all = lab.labels("stack", service);
+        all.extend(more.iter().flat_map(|l| ["--label".to_owned(), (*l).to_owned()]));
+        all
+    };
+    let of_redis = labels(
+        "redis",
+        &[
+            "com.docker.compose.project.working_dir=/srv/my stack",
+            "com.docker.compose.project.config_files=/srv/my stack/c.yml",
+        ],
+    );
+    let mut args: Vec<&str> = of_redis.iter().map(String::as_str).collect();
+    args.extend(["-v", &volume]);
+    args.extend(["redis:7-alpine", "redis-server", "--appendonly", "yes"]);
+    let redis = lab.container_on("bridge", &["run", "-d"], "redis", &args);
+    lab.await_redis(&redis);
+    let address =
+        lab.ok(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &redis]);
+    let last_words = format!(
+        "trap 'redis-cli -h {} SET last words; exit 0' TERM; touch /tmp/well; while :; do sleep 0.1 & wait $!; done",
+        address.trim()
+    );
+    let needs = format!("com.docker.compose.depends_on={}redis:service_started:true", lab.prefix);
+    let of_app = labels("app", &[&needs]);
+    let mut args: Vec<&str> = of_app.iter().map(String::as_str).collect();
+    args.extend(["--health-cmd", check, "--health-interval", "1s", "--health-retries", "1"]);
+    args.extend(["redis:7-alpine", "sh", "-c", &last_words]);
+    let app = lab.container_on("bridge", &["run", "-d"], "app", &args);
+    (redis, app)
+}
+
+#[test]
+fn an_application_that_stays_unwell_is_told_and_the_new_data_stays() {
+    let lab = Lab::new();
+    let (redis, app) = pair(&lab, "test ! -e /tmp/ill");
+    lab.redis_cli(&redis, &["SET", "k", "before"]);
+    let home = Home::new()
+        .source("redis", &source("redis", &redis, ""))
+        .extra("[docker]\nhealth_timeout = \"20s\"\n")
+        .ready();
+    home.backup(0);
+    lab.redis_cli(&redis, &["SET", "k", "after"]);
+    home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    assert_eq!(lab.redis_cli(&redis, &["GET", "k"]), "before\n");
+    assert_eq!(
+        lab.redis_cli(&redis, &["EXISTS", "last"]),
+        "0\n",
+        "its last words came before the restored data"
+    );
+    lab.sh(&app, "touch /tmp/ill");
+    lab.redis_cli(&redis, &["SET", "k", "after"]);
+    home.tars(&["restore", "--latest", "--yes"]).expect(2).says("is unhealthy").says(&app);
+    assert_eq!(lab.redis_cli(&redis, &["GET", "k"]), "before\n");
+    assert!(!home.path("state/run.journal").exists());
+}
+
+#[test]
+fn containers_that_are_gone_are_asked_for_with_the_very_command() {
+    let lab = Lab::new();
+    let (redis, app) = pair(&lab, "true");
+    lab.redis_cli(&redis, &["SET", "k", "before"]);
+    let home = Home::new().source("redis", &source("redis", &redis, "")).ready();
+    home.backup(0);
+    lab.ok(&["rm", "-f", &redis, &app]);
+    home.tars(&["restore", "--latest", "--yes"])
+        .expect(1)
+        .says("--project-directory '/srv/my stack' --file '/srv/my stack/c.yml' up --no-start");
+}
+
+#[test]
+fn the_guide_alone_brings_an_empty_stack_back() {
+    let s = Stack::up();
+    s.fill();
+    let home = s.home();
+    let wanted = s.portrait();
+    let unpacked = home.unpack("unpacked");
+    s.script("down");
+    s.script("up");
+    for (component, container) in [
+        ("postgres", &s.pg),
+        ("redis", &s.redis),
+        ("chromadb", &s.chroma),
+        ("ollama", &s.ollama),
+        ("backend_logs", &s.backend),
+    ] {
+        follow_the_guide(&unpacked, component, container, container);
+    }
+    until("Redis answers", || s.lab.docker(&["exec", &s.redis, "redis-cli", "PING"]).stdout == "PONG\n");
+    s.portrait().assert_is(&home, &wanted);
+}
