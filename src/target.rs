@@ -4,6 +4,8 @@
 
 mod window;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -34,7 +36,11 @@ pub struct Work<'a> {
     /// Whether what is unpacked is compared with the manifest.
     pub compare: bool,
     pub wishes: Wishes,
+    /// Trees that were read through already, by component.
+    pub surveyed: &'a Surveyed,
 }
+
+pub type Surveyed = RefCell<BTreeMap<String, Survey>>;
 
 /// What was asked for that only some kinds understand.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -177,10 +183,14 @@ impl TreeTarget {
 
     /// Reads the tree through, and compares it with the manifest.
     fn survey_member(context: &Context<'_>, work: &Work<'_>) -> Result<Survey, SourceError> {
+        if let Some(known) = work.surveyed.borrow().get(work.name) {
+            return Ok(*known);
+        }
         let found = work.open(work.member(".tar")?, |body| {
             Ok(unpack::survey(body, &Self::limits(work), context.cancel)?)
         })?;
         Self::compare(work, &found)?;
+        work.surveyed.borrow_mut().insert(work.name.to_owned(), found);
         Ok(found)
     }
 

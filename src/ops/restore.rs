@@ -335,6 +335,7 @@ impl<'a> Restore<'a> {
             id: &self.fetched.id,
             compare: !self.request.skip_validation,
             wishes: self.request.wishes,
+            surveyed: &self.fetched.surveyed,
         }
     }
 
@@ -554,6 +555,7 @@ pub fn write_to(
             id: &fetched.id,
             compare: !request.skip_validation,
             wishes: request.wishes,
+            surveyed: &fetched.surveyed,
         };
         let mut outcome = ComponentOutcome {
             component: c.name.to_owned(),

@@ -28,7 +28,7 @@ use crate::ops::find::Found;
 use crate::source::SourceError;
 use crate::staging::RunDir;
 use crate::store::StoreError;
-use crate::target::Work;
+use crate::target::{Surveyed, Work};
 use crate::units::show_bytes;
 
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,7 @@ pub struct Fetched {
     pub manifest: Manifest,
     /// Part of the names of what is made beside live data.
     pub id: String,
+    pub surveyed: Surveyed,
     dir: RunDir,
 }
 
@@ -103,7 +104,7 @@ pub fn fetch(
         match one(copy, request, dir.path(), world) {
             Ok(manifest) => {
                 let id = manifest.backup_name.to_string();
-                return Ok(Fetched { manifest, id, dir });
+                return Ok(Fetched { manifest, id, surveyed: Surveyed::default(), dir });
             }
             Err(FetchError::Interrupted(i)) => return Err(i.into()),
             Err(e @ (FetchError::Space { .. } | FetchError::Write { .. })) => return Err(e),
