@@ -25,7 +25,7 @@ use crate::format::sqldump::{DumpFacts, DumpKind, DumpScanner};
 use crate::format::sqltext::{literal, name};
 use crate::hint::chain;
 use crate::manifest::Component;
-use crate::postgres::{Access, Databases, Pair, Prepared, Server, Settings, beside};
+use crate::postgres::{Access, Databases, Pair, Prepared, Roles, Server, Settings, beside};
 use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
 use crate::target::{Existing, Target, Work};
@@ -163,7 +163,9 @@ impl<'a> PostgresTarget<'a> {
         let pairs: Vec<Pair> = self.wanted.iter().map(|w| pair(&w.name, &access.tag)).collect();
         if let Some(journal) = journal {
             let databases = pairs.iter().map(|p| p.new.clone()).collect();
-            let prepared = Prepared { access: access.clone(), databases, roles: roles.clone() };
+            // What is overwritten is not made yet: its hashes are written down when they are needed.
+            let made = Roles { overwrite: Vec::new(), back: Vec::new(), ..roles.clone() };
+            let prepared = Prepared { access: access.clone(), databases, roles: made };
             let scratch = change::Scratch::Databases(Box::new(prepared));
             journal.record(&Step::Scratch { component: work.name.to_owned(), scratch })?;
         }
