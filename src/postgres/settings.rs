@@ -20,7 +20,7 @@ SELECT line FROM (
     format('CREATE DATABASE %I WITH TEMPLATE template0 ENCODING %L', datname, pg_encoding_to_char(encoding))
     || CASE j->>'datlocprovider'
          WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', coalesce(j->>'datlocale', j->>'daticulocale'))
-                       || coalesce(format(' ICU_RULES %L', j->>'daticurules'), '')
+                       || CASE WHEN j->>'daticurules' IS NULL THEN '' ELSE format(' ICU_RULES %L', j->>'daticurules') END
          WHEN 'b' THEN format(' LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', j->>'datlocale')
          WHEN 'c' THEN ' LOCALE_PROVIDER libc'
          ELSE '' END
@@ -95,7 +95,14 @@ impl Settings {
 
     /// The statement that creates a database `new` like it.
     pub fn create_as(&self, new: &str, in_tablespace: bool) -> String {
-        let create = rename(&self.create, new);
+        // What an early version of the query wrote for a database without such rules.
+        let words = sqltext::words(&self.create);
+        let rules = words.windows(2).find(|w| w[0].1.is("ICU_RULES") && w[1].1.is("NULL"));
+        let mut create = self.create.clone();
+        if let Some([(from, _), (to, _)]) = rules {
+            create.replace_range(from.start..to.end, "");
+        }
+        let create = rename(&create, new);
         match self.tablespace.as_ref().filter(|_| in_tablespace) {
             Some(space) => format!("{} TABLESPACE {};", create.trim_end_matches(';'), name(space)),
             None => create,
@@ -147,6 +154,9 @@ ALTER ROLE database IN DATABASE "a ""b""" SET search_path TO '', 'DATABASE y';
         let wanted = SCRIPT.lines().skip(2).filter(|l| !l.starts_with("-- it") && !l.starts_with("-- tars"));
         let wanted: Vec<String> = wanted.map(|l| l.replace("\"a \"\"b\"\"\"", "\"new\"")).collect();
         assert_eq!(rest.lines().collect::<Vec<_>>(), wanted);
+        let rules = SCRIPT.replace(" LC_COLLATE", " ICU_RULES NULL LC_COLLATE");
+        let made = Settings::read(&rules).unwrap().create_as("n", false);
+        assert!(made.contains("ENCODING 'UTF8'  LC_COLLATE 'C'"), "{made}");
         assert_eq!(Settings::read("SELECT 1;"), None);
         assert_eq!(Settings::read(""), None);
     }

@@ -346,7 +346,7 @@ fn killed_at_any_step_all_databases_are_old_or_all_are_new() {
     kill_everywhere(
         &home,
         &[],
-        12,
+        8,
         || {
             lab.sql(&pg, "tars_home", "UPDATE t SET v = 'after'; DROP TABLE IF EXISTS owned");
             lab.sql(&pg, "postgres", "UPDATE t SET v = 'after'; DROP ROLE IF EXISTS gone");
@@ -465,7 +465,7 @@ fn killed_at_any_step_of_a_new_cluster_the_server_serves_the_old_or_the_new() {
     kill_everywhere(
         &home,
         &["--fresh"],
-        6,
+        3,
         || drop(lab.sql(&pg, "tars_home", "UPDATE t SET v = 'after'")),
         || {
             lab.await_postgres(&pg);

@@ -2,28 +2,31 @@
 //! each dump is loaded into a new database beside the live one, which is the transaction: what fails is dropped. Only what
 //! loaded to its end and has the rows of the manifest takes the name of the old one.
 
+mod fresh;
+mod preflight;
+mod roles;
+
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use self::fresh::make_directory;
 use super::loading::{Loading, counts};
 use super::{Postgres, settings_of};
 use crate::archive::read::codec_of;
 use crate::change::{self, Change};
 use crate::docker::{Container, DockerError, Place};
-use crate::format::roles::Globals;
 use crate::format::sqldump::{DumpFacts, DumpKind, DumpScanner};
 use crate::format::sqltext::{literal, name};
 use crate::hint::chain;
 use crate::manifest::Component;
 use crate::postgres::{Access, Databases, Pair, Prepared, Roles, Server, Settings, beside};
-use crate::run_journal::{How, RunJournal, Step};
+use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
 use crate::target::{Existing, Target, Work};
 use crate::units::show_bytes;
@@ -114,35 +117,6 @@ impl<'a> PostgresTarget<'a> {
         self.place(context).ok()?.host_path().filter(|p| p.is_dir())
     }
 
-    /// An error when the server does not answer, with a way out.
-    fn answering<T>(&self, answer: Result<T, DockerError>) -> Result<T, SourceError> {
-        answer.map_err(|e| match e {
-            DockerError::Exit { stderr, .. } => SourceError::hinted(
-                self.what(),
-                format!("it does not answer: {stderr}"),
-                "mend it, or have it make a new data directory and load into that: --fresh",
-            ),
-            DockerError::NotRunning { state, .. } => self.not_running(&state),
-            e => e.into(),
-        })
-    }
-
-    fn not_running(&self, state: &str) -> SourceError {
-        let name = &self.container.name;
-        let hint = match state {
-            "paused" => format!("docker unpause {name}"),
-            "restarting" => {
-                "see why: docker logs --tail 50 ".to_owned()
-                    + name
-                    + "; or have it make a new data directory and load into that: --fresh"
-            }
-            _ => format!(
-                "docker start {name}; or, if it does not start, have it make a new data directory and load into that: --fresh"
-            ),
-        };
-        SourceError::hinted(self.what(), format!("the container is {state}"), hint)
-    }
-
     /// Reads every dump to its end.
     fn scan(&self, context: &Context<'_>, work: &Work<'_>) -> Result<Vec<DumpFacts>, SourceError> {
         let mut found = Vec::new();
@@ -171,130 +145,6 @@ impl<'a> PostgresTarget<'a> {
         Ok(found)
     }
 
-    /// Whether this server can take these dumps.
-    fn must_take(&self, server: &Server, dumps: &[DumpFacts]) -> Result<(), SourceError> {
-        let home = self.answering(server.elsewhere(&[]))?;
-        let wrong = |why: String, hint: &str| Err(SourceError::hinted(self.what(), why, hint));
-        if server.ask(&home, "SELECT 1 FROM pg_roles WHERE rolname = current_user AND rolsuper")?.is_empty() {
-            return wrong(
-                format!("{} is no superuser, and only one can restore", server.user),
-                "set user = of the source",
-            );
-        }
-        let own = server.version(&home)? / 10_000;
-        for version in dumps.iter().filter_map(|d| d.server.as_deref()) {
-            let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-            if digits.parse::<u32>().is_ok_and(|then| then > own) {
-                return wrong(
-                    format!("the dump is of version {version}, and the server is of {own}"),
-                    "start a server of that version, or a newer one",
-                );
-            }
-        }
-        let lacking = |query: &str, of: fn(&DumpFacts) -> &BTreeSet<String>| -> Result<String, SourceError> {
-            let mut all: BTreeSet<&String> = dumps.iter().flat_map(of).collect();
-            if !all.is_empty() {
-                let there = server.ask(&home, query)?;
-                all.retain(|n| !there.contains(n));
-            }
-            Ok(all.into_iter().cloned().collect::<Vec<_>>().join(", "))
-        };
-        let extensions = lacking("SELECT name FROM pg_available_extensions", |d| &d.extensions)?;
-        if !extensions.is_empty() {
-            return wrong(
-                format!("the image has no extension {extensions}, which the dump needs"),
-                "start the server from an image that has it",
-            );
-        }
-        let spaces = lacking("SELECT spcname FROM pg_tablespace", |d| &d.tablespaces)?;
-        if !spaces.is_empty() {
-            return wrong(
-                format!("it has no tablespace {spaces}, which the dump needs"),
-                "make it: CREATE TABLESPACE … LOCATION '…'",
-            );
-        }
-        let names: Vec<String> = self.wanted.iter().map(|w| literal(&w.name)).collect();
-        let names = names.join(", ");
-        let query = format!(
-            "SELECT 'a prepared transaction (' || gid || ')|end it: COMMIT PREPARED or ROLLBACK PREPARED'
-               FROM pg_prepared_xacts WHERE database IN ({names})
-             UNION ALL SELECT 'a logical replication slot (' || slot_name || ')|drop it: SELECT pg_drop_replication_slot(…)'
-               FROM pg_replication_slots WHERE database IN ({names})
-             UNION ALL SELECT 'a subscription (' || subname || ')|drop it: DROP SUBSCRIPTION'
-               FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname IN ({names})"
-        );
-        if let Some((what, hint)) = server.ask(&home, &query)?.first().and_then(|one| one.rsplit_once('|')) {
-            return wrong(format!("{what} keeps a database from being replaced"), hint);
-        }
-        Ok(())
-    }
-
-    /// What is to be done to roles, and the statements for those that are not there.
-    fn roles(
-        &self,
-        server: &Server,
-        work: &Work<'_>,
-        warnings: &mut Vec<String>,
-    ) -> Result<(Roles, [String; 2]), SourceError> {
-        let mut roles = Roles::default();
-        let Some(member) = &self.globals else { return Ok((roles, Default::default())) };
-        let then = Globals::read(&text(work, member)?);
-        let argv = ["pg_dumpall", "--globals-only", "--no-password", "--username", &server.user];
-        let mut exec = server.exec(&argv)?;
-        let mut now = Vec::new();
-        while let Some(chunk) = exec.next_chunk()? {
-            now.extend_from_slice(&chunk);
-        }
-        exec.finish()?;
-        let now = Globals::read(&String::from_utf8_lossy(&now));
-
-        let mut create = String::new();
-        for (role, wanted) in &then.roles {
-            let Some(have) = now.roles.get(role) else {
-                roles.created.push(role.clone());
-                create += &(wanted.create(role).join("\n") + "\n");
-                continue;
-            };
-            let differs = wanted.differences(have).join(", ");
-            if differs.is_empty() {
-                continue;
-            }
-            if *role == server.user {
-                warnings.push(format!(
-                    "role {role}: {differs}; it is kept, because the restore itself works as {role}"
-                ));
-            } else if work.wishes.overwrite_roles {
-                roles.overwrite.extend(wanted.alter(role, have));
-                roles.back.extend(have.alter(role, wanted));
-            } else {
-                warnings.push(format!("role {role}: {differs}; it is kept (--roles overwrite changes it)"));
-            }
-        }
-        for (_, statement) in then.rights.iter().filter(|(role, _)| roles.created.contains(role)) {
-            create += &format!("{statement}\n");
-        }
-        let known = |role: &str| {
-            role.starts_with("pg_") || now.roles.contains_key(role) || then.roles.contains_key(role)
-        };
-        let (mut as_granted, mut plain) = (create.clone(), create);
-        for m in &then.memberships {
-            if now.memberships.iter().any(|have| (&have.role, &have.member) == (&m.role, &m.member)) {
-                continue;
-            }
-            if !known(&m.role) || !known(&m.member) {
-                warnings.push(format!("{} is no member of {}: there is no such role", m.member, m.role));
-                continue;
-            }
-            roles.granted.push((m.role.clone(), m.member.clone()));
-            as_granted += &(m.statement(m.grantor.as_ref().is_some_and(|g| known(g))) + "\n");
-            plain += &(m.statement(false) + "\n");
-        }
-        for space in then.tablespaces.iter().filter(|s| !now.tablespaces.contains(s)) {
-            warnings.push(format!("tablespace {space} is not there; nothing that was restored needs it"));
-        }
-        Ok((roles, [as_granted, plain]))
-    }
-
     /// Makes roles, and every database beside the one that is live; nothing that is live changes.
     fn bring(
         &self,
@@ -313,7 +163,9 @@ impl<'a> PostgresTarget<'a> {
         let pairs: Vec<Pair> = self.wanted.iter().map(|w| pair(&w.name, &access.tag)).collect();
         if let Some(journal) = journal {
             let databases = pairs.iter().map(|p| p.new.clone()).collect();
-            let prepared = Prepared { access: access.clone(), databases, roles: roles.clone() };
+            // What is overwritten is not made yet: its hashes are written down when they are needed.
+            let made = Roles { overwrite: Vec::new(), back: Vec::new(), ..roles.clone() };
+            let prepared = Prepared { access: access.clone(), databases, roles: made };
             let scratch = change::Scratch::Databases(Box::new(prepared));
             journal.record(&Step::Scratch { component: work.name.to_owned(), scratch })?;
         }
@@ -406,35 +258,6 @@ impl<'a> PostgresTarget<'a> {
         }
         Ok(())
     }
-
-    /// Fills the cluster that the container has made in its new data directory.
-    fn fill(&self, context: &Context<'_>, work: &Work<'_>) -> Result<Vec<String>, SourceError> {
-        let docker = context.docker()?;
-        let container = docker.find(&self.source.selector)?;
-        let asleep = !container.is_active();
-        if asleep {
-            // The journal knows it, so that whoever recovers stops it before the data is exchanged again.
-            let journal = context.holds.journal();
-            journal.record(&Step::Hold(container.to_held(How::Stop)))?;
-            docker.start(&container)?;
-            journal.record(&Step::Released { id: container.id.clone() })?;
-        }
-        let filled = (|| {
-            let mut server = self.source.server_in(context, container.clone())?;
-            server.await_ready(INITIALISING)?;
-            let warnings = self.bring(context, None, work, server)?;
-            if let Some(databases) = self.loaded.borrow_mut().take() {
-                // What is replaced is what the container has just made.
-                databases.apply(Some(docker))?;
-                databases.finish(Some(docker))?;
-            }
-            Ok(warnings)
-        })();
-        if filled.is_err() && asleep {
-            docker.undisturbed().take_hold(&container, How::Stop)?;
-        }
-        filled
-    }
 }
 
 impl Target for PostgresTarget<'_> {
@@ -461,7 +284,7 @@ impl Target for PostgresTarget<'_> {
                 _ => Existing::Something(format!("a server that does not run ({})", container.state)),
             });
         }
-        let (_in_use, server) = self.source.server(context)?;
+        let (_in_use, server) = self.reach(context)?;
         let present = self.answering(server.databases())?;
         let ours: Vec<&String> =
             self.wanted.iter().map(|w| &w.name).filter(|n| present.contains(n)).collect();
@@ -489,24 +312,10 @@ impl Target for PostgresTarget<'_> {
         let dumps = self.scan(context, work)?;
         let bytes = dumps.iter().map(|d| d.bytes).sum();
         if work.wishes.fresh {
-            let place = self.place(context)?;
-            let data = place.host_path().ok_or_else(|| {
-                SourceError::hinted(
-                    place.describe(),
-                    "it cannot be reached without the engine, so no new data directory can be made there",
-                    "empty it by hand and start the container; then restore without --fresh",
-                )
-            })?;
-            if change::beside(&data, work.id) == data.join(change::NEW) {
-                return Err(SourceError::hinted(
-                    data.display().to_string(),
-                    "it is a mount point, and a server makes new data only in an empty directory",
-                    "empty it by hand and start the container; then restore without --fresh",
-                ));
-            }
+            let place = self.replaceable(context, work)?;
             self.fresh.get_or_init(|| place);
         } else if self.container.state == "running" {
-            let (_in_use, server) = self.source.server(context)?;
+            let (_in_use, server) = self.reach(context)?;
             self.must_take(&server, &dumps)?;
         } else if self.container.state != "created" {
             return Err(self.not_running(&self.container.state));
@@ -524,16 +333,7 @@ impl Target for PostgresTarget<'_> {
         work: &Work<'_>,
     ) -> Result<Vec<String>, SourceError> {
         if let Some(place) = self.fresh.get() {
-            let live = place.host_path().unwrap_or_default();
-            let new = change::beside(&live, work.id);
-            let put = |source| SourceError::Place { path: new.clone(), source };
-            journal.record(&work.scratch(&new))?;
-            std::fs::DirBuilder::new().mode(0o700).create(&new).map_err(put)?;
-            if let Ok(meta) = live.metadata() {
-                std::os::unix::fs::chown(&new, Some(meta.uid()), Some(meta.gid())).map_err(put)?;
-                let mode = std::fs::Permissions::from_mode(meta.mode() & 0o7777);
-                std::fs::set_permissions(&new, mode).map_err(put)?;
-            }
+            make_directory(place, journal, work)?;
             return Ok(Vec::new());
         }
         let mut warnings = Vec::new();
@@ -545,7 +345,7 @@ impl Target for PostgresTarget<'_> {
             server.await_ready(INITIALISING)?;
             warnings.push(format!("{} had never been started; it runs now", self.container.name));
         }
-        let (_in_use, server) = self.source.server(context)?;
+        let (_in_use, server) = self.reach(context)?;
         warnings.extend(self.bring(context, Some(journal), work, server)?);
         Ok(warnings)
     }
