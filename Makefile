@@ -37,7 +37,7 @@ deb: ## the Debian package, below target/debian
 	scripts/deb.sh
 
 .PHONY: demo
-demo: ## one backup of a sample home, unpacked and compared
+demo: ## one backup of a sample home, unpacked and compared; with STACK=1 of a whole stack in Docker, destroyed and restored
 	scripts/demo.sh
 
 .PHONY: bench

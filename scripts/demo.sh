@@ -2,6 +2,7 @@
 # One backup from beginning to end, in a temporary directory and as any user: a sample home is backed up while its
 # database is written to, unpacked again, and compared. Every command is shown before it runs.
 #   TARS_BACKUP=FILE    the program; without it, it is built
+#   STACK=1             a whole stack in Docker instead: scripts/demo-stack.sh
 #
 # What could go wrong: a comparison that compares nothing looks like success. So each one first looks whether what it
 # compares is there, and the last line comes only when all of them ran.
@@ -10,31 +11,17 @@ shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 export LC_ALL=C.UTF-8
 
-die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
-step() { printf '\n# %s\n' "$*"; }
-# show COMMAND: prints a shell line, then runs it.
-show() { printf '$ %s\n' "$1"; eval "$1"; }
+# shellcheck source=scripts/demo-lib.sh
+. scripts/demo-lib.sh
 
-need() { # need PROGRAM PACKAGE
-  if command -v "$1" >/dev/null; then return 0; fi
-  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    die "needs the program $1: apt-get install $2"
-  fi
-  step "$1 is not here: install it"
-  show "apt-get update -qq </dev/null || true"
-  show "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $2 </dev/null >/dev/null"
-}
+case ${STACK:-} in
+  1) exec scripts/demo-stack.sh ;;
+  '' | 0) ;;
+  *) die "STACK=$STACK is none of 0 and 1" ;;
+esac
 
 need sqlite3 sqlite3
-
-if [ -z "${TARS_BACKUP:-}" ]; then
-  need cc gcc
-  step "Build the program"
-  show "cargo build --release --locked"
-  TARS_BACKUP=${CARGO_TARGET_DIR:-target}/release/tars-backup
-fi
-TARS_BACKUP=$(realpath "$TARS_BACKUP")
-PATH=$(dirname "$TARS_BACKUP"):$PATH
+program
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/tars-demo-XXXXXX")
 writer=
@@ -44,9 +31,7 @@ end() {
   chmod -R u+rwx "$work" 2>/dev/null || true
   rm -rf "$work"
 }
-trap end EXIT
-trap 'exit 143' TERM
-trap 'exit 130' INT
+end_always end
 cd "$work"
 
 step "A home with files of every sort, in $work"

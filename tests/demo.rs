@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 fn the_demonstration_finds_all_equal() {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/demo.sh"))
         .env("TARS_BACKUP", support::PROGRAM)
+        .env_remove("STACK")
         .stdin(Stdio::null())
         .output()
         .unwrap();

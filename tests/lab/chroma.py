@@ -6,6 +6,7 @@ seed            fill an empty server: 3 tenants, all spaces, a collection past t
 dump            canonical JSON of everything: two servers of 1.x with the same files print the same bytes
 nearest         canonical JSON of the nearest ids for fixed vectors: what the index says, not SQLite;
                 the same for a copy, a little different for an index that was built anew
+clear           delete every collection
 hammer SECONDS  write and delete without a pause; prints `writing` after the first write, at the end
                 (also by TERM) what it did
 compare A B     two dumps (files; URL is `-`): equal, with embeddings as near as 1e-5
@@ -287,6 +288,12 @@ def nearest(server):
     return found
 
 
+def clear(server):
+    for tenant, database, collections in each(server):
+        for c in collections:
+            server.call("DELETE", f"{within(tenant, database)}/{quote(c.name)}")
+
+
 def hammer(server, seconds):
     """An end by TERM is a good end. A server that is away for a while is asked again."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -345,6 +352,8 @@ def main():
             show(dump(Server(url, v1)))
         case [url, "nearest"]:
             show(nearest(Server(url, v1)))
+        case [url, "clear"]:
+            clear(Server(url, v1))
         case [url, "hammer", seconds]:
             hammer(Server(url, v1), float(seconds))
         case ["-", "compare", a, b]:
@@ -352,7 +361,7 @@ def main():
                 if found := difference(json.load(left), json.load(right)):
                     sys.exit(f"the dumps differ: {found}")
         case _:
-            sys.exit("usage: chroma.py [--v1] URL seed|dump|nearest|hammer SECONDS, or chroma.py - compare A B")
+            sys.exit("usage: chroma.py [--v1] URL seed|dump|nearest|clear|hammer SECONDS, or chroma.py - compare A B")
 
 
 main()

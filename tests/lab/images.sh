@@ -275,6 +275,8 @@ cleanup() {
 lab_need_root
 lab_engine
 lab_lock images
+# It need not be there in a tree, where maintainer scripts want it.
+unset TMPDIR
 mkdir -p "$cache" "$work"
 # What an earlier, killed call left. Ours alone: the lock is held.
 rm -rf "$work"/tree.* "$cache"/*.partial "$cache"/*.import.tar

@@ -9,6 +9,7 @@ mod legacy;
 mod support;
 
 mod chroma_api;
+mod demo;
 mod engine;
 mod failures;
 mod holds;

@@ -9,21 +9,8 @@ fn home(container: &str, more: &str) -> Home {
     Home::new().source("redis", &source("redis", container, more)).ready()
 }
 
-/// One line per key, without names that a terminal would not bear: type, serialised value, time of its end. Values
-/// whose order is up to chance are left to `DEBUG DIGEST`.
-const KEYS: &str = r"
-local out, cursor = {}, '0'
-repeat
-  local answer = redis.call('SCAN', cursor, 'COUNT', 1000)
-  cursor = answer[1]
-  for _, k in ipairs(answer[2]) do
-    local unordered = redis.call('OBJECT', 'ENCODING', k) == 'hashtable'
-    local value = unordered and 'unordered' or redis.sha1hex(redis.call('DUMP', k))
-    out[#out + 1] = redis.sha1hex(k) .. ' ' .. redis.call('TYPE', k).ok .. ' ' .. value .. ' ' .. redis.call('PEXPIRETIME', k)
-  end
-until cursor == '0'
-table.sort(out)
-return out";
+/// One line per key.
+const KEYS: &str = include_str!("../lab/redis-keys.lua");
 
 pub fn portrait(lab: &Lab, redis: &str) -> Vec<String> {
     let keys = keys(lab, redis);
