@@ -57,7 +57,7 @@ lab_engine
 echo "the engine is at $DOCKER_HOST"
 show '"$lab/images.sh" all'
 taken() {
-  docker container inspect -f '{{.Name}}' "${containers[@]}" 2>/dev/null
+  docker container inspect -f '{{.Name}}' "${containers[@]}" 2>/dev/null || true # most are not there
   docker volume ls -q --filter "label=com.docker.compose.project=$project"
 }
 if [ "$(taken)" ]; then
@@ -187,6 +187,8 @@ digests() { # digests CONTAINER DIRECTORY: of all files but the log that the bac
   docker exec "$name-$1" sh -c "cd $2 && find . -type f ! -name backend.log -exec sha256sum {} + | sort -k 2"
 }
 
+states() { docker container inspect -f '{{.Name}} {{.Id}} {{.State.Status}}' "${containers[@]}"; }
+
 # note DIRECTORY: writes down there what the stack holds, and tells how much that is.
 note() {
   mkdir "$1"
@@ -198,7 +200,7 @@ note() {
   chroma nearest >"$1/nearest.json"
   digests ollama /root/.ollama >"$1/models"
   digests backend /app/logs >"$1/logs"
-  docker container inspect -f '{{.Name}} {{.Id}} {{.State.Status}}' "${containers[@]}" >"$1/containers"
+  states >"$1/containers"
   amounts "$1" | tee "$1/amounts"
 }
 amounts() {
@@ -246,7 +248,6 @@ show "tars-backup --config config.toml restore --latest --yes"
 took=$((${EPOCHREALTIME/[.,]/} - start))
 
 step "Every container runs, and is the one that it was"
-states() { docker container inspect -f '{{.Name}} {{.Id}} {{.State.Status}}' "${containers[@]}"; }
 [ "$(grep -c ' running$' before/containers)" = ${#containers[@]} ] || die "not all containers ran before"
 show "states | diff before/containers -"
 show '"$lab/stack.sh" up # waits until every server answers'
