@@ -3,6 +3,7 @@
 
 pub mod compress;
 pub mod engine_tree;
+pub mod gunzip;
 pub mod gzip;
 pub mod layout;
 pub mod pack;

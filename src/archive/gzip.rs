@@ -14,8 +14,8 @@ use libdeflater::{CompressionLvl, Compressor};
 pub const BLOCK: usize = 1 << 20;
 
 /// Bytes before the deflate data: fixed header, extra length, one subfield `TB` with a u32.
-const HEADER: usize = 10 + 2 + 4 + 4;
-const TRAILER: usize = 8;
+pub(super) const HEADER: usize = 10 + 2 + 4 + 4;
+pub(super) const TRAILER: usize = 8;
 /// A stored deflate block holds at most this much.
 const STORED_MAX: usize = 65_535;
 

@@ -1,10 +1,9 @@
 //! Reading archives, ours and those that others give us. What could go wrong: a reader that stops early and calls it
 //! the end; every stream here is read to its real end, and all members of a gzip count.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 
-use flate2::bufread::MultiGzDecoder;
-
+use super::gunzip::Gunzip;
 use super::tree::Watch;
 use crate::format::tarwalk::{self, Body, Entry, Extent, Kind, TarError, TarFacts};
 
@@ -30,7 +29,7 @@ pub fn codec_of(member: &str) -> (&str, Codec) {
 /// The content of a member.
 pub fn decompress<'a>(codec: Codec, body: &'a mut dyn Read) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match codec {
-        Codec::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(256 << 10, body))),
+        Codec::Gzip => Box::new(Gunzip::new(body)),
         Codec::Zstd => Box::new(zstd::Decoder::new(body)?),
         Codec::Plain => Box::new(body),
     })
@@ -38,10 +37,10 @@ pub fn decompress<'a>(codec: Codec, body: &'a mut dyn Read) -> io::Result<Box<dy
 
 /// Reads a whole `.tar.gz`, entry by entry, to its end.
 pub fn walk_archive<E: From<TarError>>(
-    archive: impl Read,
+    mut archive: impl Read,
     on_entry: impl FnMut(&Entry, &mut Body<'_>) -> Result<(), E>,
 ) -> Result<TarFacts, E> {
-    tarwalk::walk(MultiGzDecoder::new(BufReader::with_capacity(1 << 20, archive)), on_entry)
+    tarwalk::walk(Gunzip::new(&mut archive), on_entry)
 }
 
 /// Reads a tar to its end; returns the number of its entries.

@@ -200,8 +200,8 @@ fn assert_same_records(a: &str, b: &str) {
     }
 }
 
-const NEW: &str = "empty odd";
-const OLD: &str = "empty later";
+const NEW: &str = "changed documents empty inner_product l2-vectors legacy.space odd";
+const OLD: &str = "changed documents empty inner_product l2-vectors later legacy.space";
 
 fn collections(s: &Server) -> String {
     let url = s.lab.url(&s.container, 8000);

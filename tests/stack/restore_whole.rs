@@ -3,7 +3,7 @@
 
 use crate::lab::{Lab, lab_file, source, until};
 use crate::support::{Home, follow_the_guide, killed_at, run, sh};
-use crate::{postgres, redis};
+use crate::{legacy, postgres, redis};
 
 struct Stack {
     lab: Lab,
@@ -86,21 +86,51 @@ impl Stack {
         }
     }
 
-    /// All data is gone or another one.
-    fn ruin(&self) {
-        let in_pg = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE TABLE later (v int)";
-        self.lab.sql(&self.pg, "tars_home", in_pg);
-        self.lab.redis_cli(&self.redis, &["FLUSHALL"]);
-        self.lab.redis_cli(&self.redis, &["SET", "later", "1"]);
-        let base = format!(
-            "{}/api/v2/tenants/default_tenant/databases/default_database/collections",
-            self.lab.url(&self.chroma, 8000)
-        );
-        sh(&format!("curl -sf -X DELETE '{base}/odd'"));
-        self.lab.sh(&self.ollama, "rm -rf /root/.ollama/models");
-        self.lab.sh(&self.backend, "rm -r /app/logs/old; echo another > /app/logs/app.log");
+    fn collections(&self) -> String {
+        let databases = "api/v2/tenants/default_tenant/databases/default_database/collections";
+        format!("{}/{databases}", self.lab.url(&self.chroma, 8000))
+    }
+
+    /// The data of one part is gone or another one.
+    fn ruin(&self, part: &str) {
+        match part {
+            "postgres" => drop(self.lab.sql(
+                &self.pg,
+                "tars_home",
+                "DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE TABLE later (v int)",
+            )),
+            "redis" => {
+                self.lab.redis_cli(&self.redis, &["FLUSHALL"]);
+                self.lab.redis_cli(&self.redis, &["SET", "later", "1"]);
+            }
+            "chromadb" => drop(sh(&format!("curl -sf -X DELETE '{}/odd'", self.collections()))),
+            "ollama" => drop(self.lab.sh(&self.ollama, "rm -rf /root/.ollama/models")),
+            _ => drop(self.lab.sh(&self.backend, "rm -r /app/logs/old; echo another > /app/logs/app.log")),
+        }
+    }
+
+    fn is_ruined(&self, part: &str) -> bool {
+        match part {
+            "postgres" => {
+                self.lab.sql(&self.pg, "tars_home", "SELECT to_regclass('later')").trim() == "later"
+            }
+            "redis" => {
+                until("Redis answers", || {
+                    self.lab.docker(&["exec", &self.redis, "redis-cli", "PING"]).stdout == "PONG\n"
+                });
+                self.lab.redis_cli(&self.redis, &["EXISTS", "later"]) == "1\n"
+            }
+            "chromadb" => {
+                self.lab.await_chroma(&self.chroma);
+                !sh(&format!("curl -sf '{}'", self.collections())).contains("\"odd\"")
+            }
+            "ollama" => self.models().is_empty() || !self.models().contains("/models/"),
+            _ => self.logs().contains("another"),
+        }
     }
 }
+
+const PARTS: [&str; 5] = ["postgres", "redis", "chromadb", "ollama", "backend_logs"];
 
 #[derive(PartialEq)]
 struct Portrait {
@@ -133,14 +163,20 @@ fn everything_that_was_destroyed_comes_back_and_every_container_runs() {
     s.fill();
     let home = s.home();
     let (wanted, states) = (s.portrait(), s.states());
-    s.ruin();
+    for part in PARTS {
+        s.ruin(part);
+        assert!(s.is_ruined(part), "{part}");
+    }
     // One part alone leaves the others as they are.
-    home.tars(&["restore", "--latest", "--yes", "--component", "redis"]).expect(0).says("restored redis");
-    until("Redis answers", || s.lab.redis_cli(&s.redis, &["PING"]) == "PONG\n");
-    assert_eq!(redis::keys(&s.lab, &s.redis), wanted.redis);
-    assert_eq!(s.lab.sql(&s.pg, "tars_home", "SELECT to_regclass('later')").trim(), "later");
-    assert!(s.logs().contains("another"));
-    s.lab.redis_cli(&s.redis, &["FLUSHALL"]);
+    for part in PARTS {
+        home.tars(&["restore", "--latest", "--yes", "--no-safety-backup", "--component", part])
+            .expect(0)
+            .says(&format!("restored {part}"));
+        for other in PARTS {
+            assert_eq!(s.is_ruined(other), other != part, "{other} after a restore of {part}");
+        }
+        s.ruin(part);
+    }
 
     let done = home.tars(&["restore", "--latest", "--yes"]).expect(0);
     let said = format!("{}{}", done.stdout, done.stderr);
@@ -148,7 +184,7 @@ fn everything_that_was_destroyed_comes_back_and_every_container_runs() {
     let stopped = at(&format!("Stopped {}", s.backend));
     let back = at(&format!("Started {} again", s.backend));
     assert!(stopped < at("Backup of tier"), "the safety copy is made when nobody writes any more");
-    for part in ["chromadb", "postgres", "redis", "ollama", "backend_logs"] {
+    for part in PARTS {
         assert!(at(&format!("Restored {part}")) < back, "{part}");
     }
     s.portrait().assert_is(&home, &wanted);
@@ -276,4 +312,46 @@ fn the_guide_alone_brings_an_empty_stack_back() {
     }
     until("Redis answers", || s.lab.docker(&["exec", &s.redis, "redis-cli", "PING"]).stdout == "PONG\n");
     s.portrait().assert_is(&home, &wanted);
+}
+
+#[test]
+fn an_archive_of_the_bash_script_brings_all_its_parts_back() {
+    let s = Stack::up();
+    s.fill();
+    s.lab.sql(
+        &s.pg,
+        "tars_home",
+        "CREATE TABLE plain AS SELECT i, md5(i::text) AS m FROM generate_series(1, 5000) i",
+    );
+    let home = Home::new()
+        .source("chromadb", &source("chromadb", &s.chroma, ""))
+        .source("postgres", &source("postgres", &s.pg, ""))
+        .source("redis", &source("redis", &s.redis, ""))
+        .ready();
+    let archive = legacy::make(&home.path("store/daily"), "20260131_020000", "tar");
+    let dump = "pg_dump -U tars --clean --if-exists --no-owner --no-privileges tars_home | gzip";
+    legacy::put_in(&archive, "postgres.sql.gz", &format!("docker exec {} sh -c '{dump}'", s.pg));
+    s.lab.redis_cli(&s.redis, &["SAVE"]);
+    legacy::put_in(&archive, "redis-dump.rdb", &format!("docker exec {} cat /data/dump.rdb", s.redis));
+    // The script copied a running server.
+    let copy = "tar -C /chroma/chroma -czf - .";
+    legacy::put_in(&archive, "chromadb.tar.gz", &format!("docker exec {} {copy}", s.chroma));
+    let table =
+        || s.lab.sql(&s.pg, "tars_home", "SELECT count(*), md5(string_agg(m, '' ORDER BY i)) FROM plain");
+    let (rows, keys, vectors) = (table(), redis::keys(&s.lab, &s.redis), s.lab.chroma_holds(&s.chroma));
+    for part in ["postgres", "redis", "chromadb"] {
+        s.ruin(part);
+    }
+    let parts = "postgres,redis,chromadb";
+    home.tars(&["restore", "tars-backup-20260131_020000", "--yes", "--component", parts]).expect(0);
+    for part in ["postgres", "redis", "chromadb"] {
+        assert!(!s.is_ruined(part), "{part}");
+    }
+    assert_eq!(table(), rows);
+    assert_eq!(redis::keys(&s.lab, &s.redis), keys);
+    assert!(s.lab.chroma_holds(&s.chroma)[1] == vectors[1], "the index finds something else");
+    // The server still has them after another start: it reads its append-only file.
+    s.lab.ok(&["restart", &s.redis]);
+    assert!(!s.is_ruined("redis"));
+    assert_eq!(redis::keys(&s.lab, &s.redis), keys);
 }
