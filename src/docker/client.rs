@@ -151,6 +151,11 @@ impl Docker {
         &self.address
     }
 
+    /// The same connection, which looks for services and volumes in this project, unless the configuration names one.
+    pub fn else_in_project(self, project: Option<&str>) -> Self {
+        Self { project: self.project.or_else(|| project.map(str::to_owned)), ..self }
+    }
+
     /// The Compose project that the configuration names.
     pub fn project(&self) -> Option<&str> {
         self.project.as_deref()

@@ -263,7 +263,8 @@ impl<'a> Restore<'a> {
     ) -> Result<Self, RestoreError> {
         let source = |c: &Chosen<'_>| setup.sources.iter().find(|s| s.name.as_str() == c.name);
         let needed = chosen.iter().filter_map(source).any(|s| s.source.needs_docker());
-        let docker = connect_if(needed, setup, world)?;
+        // A service of that name in another stack is not what the data came from.
+        let docker = connect_if(needed, setup, world)?.map(|d| d.else_in_project(project_of(chosen)));
         let own_dirs = own_dirs_of(setup);
         Ok(Self { setup, request, fetched, chosen, world, docker, own_dirs, holds: holds(setup, world) })
     }
@@ -517,6 +518,14 @@ impl<'a> Restore<'a> {
         }
         Ok(())
     }
+}
+
+/// The Compose project that all components came from whose project is known.
+fn project_of<'a>(chosen: &[Chosen<'a>]) -> Option<&'a str> {
+    let of = |c: &Chosen<'a>| c.component.facts.get("compose")?.get("project")?.as_str();
+    let mut projects: Vec<&str> = chosen.iter().filter_map(of).collect();
+    projects.dedup();
+    if let [one] = projects.as_slice() { Some(one) } else { None }
 }
 
 /// `tars-home.env.reference`, beside the live file.

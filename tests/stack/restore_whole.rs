@@ -287,9 +287,17 @@ fn containers_that_are_gone_are_asked_for_with_the_very_command() {
     let home = Home::new().source("redis", &source("redis", &redis, "")).ready();
     home.backup(0);
     lab.ok(&["rm", "-f", &redis, &app]);
+    // Another stack has a service of that name.
+    let other = lab.labels("other", "redis");
+    let mut args: Vec<&str> = other.iter().map(String::as_str).collect();
+    args.extend(["--label", "com.docker.compose.service=redis", "redis:7-alpine", "redis-server"]);
+    let other = lab.container(&["run", "-d"], "other", &args);
+    lab.await_redis(&other);
+    lab.redis_cli(&other, &["SET", "k", "other"]);
     home.tars(&["restore", "--latest", "--yes"])
         .expect(1)
         .says("--project-directory '/srv/my stack' --file '/srv/my stack/c.yml' up --no-start");
+    assert_eq!(lab.redis_cli(&other, &["GET", "k"]), "other\n");
 }
 
 #[test]
