@@ -124,6 +124,13 @@ fn a_server_that_cannot_serve_the_new_data_gets_the_old_back() {
         .says("old data is as it was");
     let after = sh(&format!("cd '{}'; find . -type f -exec sha256sum {{}} + | sort", s.data()));
     assert_eq!(after, before);
+    // One that was never started is not left running on data that is taken away from it.
+    s.replace("create --entrypoint sh", CHROMA, silent);
+    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("old data is as it was");
+    assert_eq!(s.state(), "exited");
+    let after = sh(&format!("cd '{}'; find . -type f -exec sha256sum {{}} + | sort", s.data()));
+    assert_eq!(after, before);
+    s.lab.ok(&["start", &s.container]);
     home.tars(&["restore", "--latest", "--yes", "--keep"]).expect(1).says("left as it is");
     let kept = s.lab.chroma_data_holds(CHROMA, "kept", &s.data());
     assert_holds(&home, &s.held, &kept);

@@ -17,7 +17,7 @@ use crate::chroma::{Client, Collection, Import};
 use crate::docker::{Container, DockerError, Place};
 use crate::hint::{Hint, chain};
 use crate::manifest::Component;
-use crate::run_journal::{How, RunJournal};
+use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError, tree_target};
 use crate::target::{Existing, Target, TreeTarget, Work};
 
@@ -99,29 +99,50 @@ impl ChromaTarget<'_> {
         }
     }
 
-    /// The container as it is now; None with a warning when it does not run. One that was created and never started was
-    /// made for this.
+    /// The container as it is now, and whether it is started for the first time, having been made for this; None with a
+    /// warning when it does not run.
     fn running(
         &self,
         context: &Context<'_>,
         warnings: &mut Vec<String>,
-    ) -> Result<Option<Container>, SourceError> {
+    ) -> Result<Option<(Container, bool)>, SourceError> {
         let Some(known) = &self.container else {
             warnings.push("there is no container: no server has read it yet".to_owned());
             return Ok(None);
         };
         let docker = context.docker()?;
         let mut now = docker.look(&known.id)?.unwrap_or_default();
-        if now.state == "created" {
-            docker.let_go(&now.to_held(How::Stop))?;
+        let first = now.state == "created";
+        if first {
+            // The journal knows it, so that whoever recovers stops it before the data is exchanged again.
+            let journal = context.holds.journal();
+            journal.record(&Step::Hold(now.to_held(How::Stop)))?;
+            docker.start(&now)?;
+            journal.record(&Step::Released { id: now.id.clone() })?;
             warnings.push(format!("{} had never been started, and runs now", known.name));
             now = docker.look(&known.id)?.unwrap_or_default();
         }
         if now.state == "running" {
-            return Ok(Some(now));
+            return Ok(Some((now, first)));
         }
         warnings.push(format!("{} does not run: no server has read it yet", known.name));
         Ok(None)
+    }
+
+    /// Whether the server serves what it was given.
+    fn ask(
+        &self,
+        context: &Context<'_>,
+        work: &Work<'_>,
+        now: &Container,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), SourceError> {
+        let client = self.client(context, now)?;
+        self.same_version(work, client.version())?;
+        if work.wishes.via_export {
+            self.load(context, work, &client)?;
+        }
+        self.compare(work, &client, warnings)
     }
 
     fn client(&self, context: &Context<'_>, container: &Container) -> Result<Client, SourceError> {
@@ -276,7 +297,7 @@ impl Target for ChromaTarget<'_> {
         containers: &[Container],
     ) -> Result<Vec<String>, SourceError> {
         let mut warnings = self.tree.check(context, work, containers)?;
-        let Some(now) = self.running(context, &mut warnings)? else {
+        let Some((now, first)) = self.running(context, &mut warnings)? else {
             return match work.wishes.via_export {
                 true => Err(SourceError::hinted(
                     work.name,
@@ -286,13 +307,12 @@ impl Target for ChromaTarget<'_> {
                 false => Ok(warnings),
             };
         };
-        let client = self.client(context, &now)?;
-        self.same_version(work, client.version())?;
-        if work.wishes.via_export {
-            self.load(context, work, &client)?;
+        let asked = self.ask(context, work, &now, &mut warnings);
+        if asked.is_err() && first {
+            // Nobody else would stop it before the old data is back, and it would go on with the new.
+            context.docker()?.undisturbed().take_hold(&now, How::Stop)?;
         }
-        self.compare(work, &client, &mut warnings)?;
-        Ok(warnings)
+        asked.map(|()| warnings)
     }
 }
 
