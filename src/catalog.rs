@@ -1,11 +1,12 @@
 //! The backups that a store holds. What could go wrong: something counted as a backup that is none, so only what has a
 //! commit is here, and one whose commit does not read as true is here as damaged.
 
-use crate::delivery::{Verified, object};
+use crate::cancel::Cancel;
+use crate::delivery::Verified;
 use crate::id::BackupName;
 use crate::legacy;
 use crate::manifest::{Manifest, ManifestError};
-use crate::store::{Object, Store, StoreError};
+use crate::store::{Object, Store, StoreError, object};
 
 /// A committed backup in one store.
 pub struct Entry {
@@ -27,25 +28,31 @@ pub enum Damage {
 }
 
 /// Committed backups in `dir` of a store, oldest first. Fails rather than showing a shorter list.
-pub fn list(store: &dyn Store, dir: &str) -> Result<Vec<Entry>, StoreError> {
-    let objects = store.list(dir)?;
+pub fn list(store: &dyn Store, dir: &str, cancel: &Cancel) -> Result<Vec<Entry>, StoreError> {
+    let objects = store.list(dir, cancel)?;
     let mut entries = Vec::new();
     for o in &objects {
         let Some(name) = BackupName::of_object(&o.name) else { continue };
         if o.name == name.manifest_file() {
-            entries.push(read(store, dir, &objects, name)?);
+            entries.push(read(store, dir, &objects, name, cancel)?);
         } else if o.name == name.sha256_file() {
-            entries.extend(read_legacy(store, dir, &objects, name)?);
+            entries.extend(read_legacy(store, dir, &objects, name, cancel)?);
         }
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
-fn read(store: &dyn Store, dir: &str, objects: &[Object], name: BackupName) -> Result<Entry, StoreError> {
-    let text = store.read_small(&object(dir, &name.manifest_file()))?;
+fn read(
+    store: &dyn Store,
+    dir: &str,
+    objects: &[Object],
+    name: BackupName,
+    cancel: &Cancel,
+) -> Result<Entry, StoreError> {
+    let text = store.read_small(&object(dir, &name.manifest_file()), cancel)?;
     let manifest = judge(&text, &name, objects);
-    let verified = mark(store, dir, objects, &name);
+    let verified = mark(store, dir, objects, &name, cancel);
     Ok(Entry { name, manifest, verified })
 }
 
@@ -55,20 +62,27 @@ fn read_legacy(
     dir: &str,
     objects: &[Object],
     name: BackupName,
+    cancel: &Cancel,
 ) -> Result<Option<Entry>, StoreError> {
     let bytes = |wanted: String| objects.iter().find(|o| o.name == wanted).map(|o| o.bytes);
     let (None, Some(archive)) = (bytes(name.manifest_file()), bytes(name.archive())) else { return Ok(None) };
-    let text = store.read_small(&object(dir, &name.sha256_file()))?;
+    let text = store.read_small(&object(dir, &name.sha256_file()), cancel)?;
     let Some(sha256) = legacy::digest_in(&text, &name) else { return Ok(None) };
-    let verified = mark(store, dir, objects, &name);
+    let verified = mark(store, dir, objects, &name, cancel);
     Ok(Some(Entry { manifest: Ok(legacy::outside(name.clone(), archive, sha256)), name, verified }))
 }
 
 /// When it was last found good. A mark that does not read is no mark.
-fn mark(store: &dyn Store, dir: &str, objects: &[Object], name: &BackupName) -> Option<Verified> {
+fn mark(
+    store: &dyn Store,
+    dir: &str,
+    objects: &[Object],
+    name: &BackupName,
+    cancel: &Cancel,
+) -> Option<Verified> {
     let file = name.verified_file();
     objects.iter().find(|o| o.name == file)?;
-    store.read_small(&object(dir, &file)).ok().and_then(|t| serde_json::from_slice(&t).ok())
+    store.read_small(&object(dir, &file), cancel).ok().and_then(|t| serde_json::from_slice(&t).ok())
 }
 
 fn judge(text: &[u8], name: &BackupName, objects: &[Object]) -> Result<Manifest, Damage> {
@@ -85,6 +99,6 @@ fn judge(text: &[u8], name: &BackupName, objects: &[Object]) -> Result<Manifest,
 }
 
 /// Whether any object of a store in `dir` belongs to `name`, committed or not.
-pub fn knows(store: &dyn Store, dir: &str, name: &BackupName) -> Result<bool, StoreError> {
-    Ok(store.list(dir)?.iter().any(|o| BackupName::of_object(&o.name).as_ref() == Some(name)))
+pub fn knows(store: &dyn Store, dir: &str, name: &BackupName, cancel: &Cancel) -> Result<bool, StoreError> {
+    Ok(store.list(dir, cancel)?.iter().any(|o| BackupName::of_object(&o.name).as_ref() == Some(name)))
 }

@@ -15,7 +15,7 @@ use crate::cancel::Cancel;
 use crate::id::BackupName;
 use crate::manifest::{Manifest, ManifestError, sha256_line};
 use crate::progress::Monitor;
-use crate::store::{Put, Store, StoreError};
+use crate::store::{Put, Store, StoreError, object};
 
 /// What proves that a store has a backup.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,11 +65,6 @@ impl crate::hint::Hint for DeliveryError {
             _ => None,
         }
     }
-}
-
-/// `dir/file`, or the file alone at the root.
-pub fn object(dir: &str, file: &str) -> String {
-    if dir.is_empty() { file.to_owned() } else { format!("{dir}/{file}") }
 }
 
 /// An archive that lies whole in a store, but is not yet a backup.
@@ -204,7 +199,7 @@ pub fn digest_of(
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<(u64, String), StoreError> {
-    let mut reader = store.open(object)?;
+    let mut reader = store.open(object, cancel)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut bytes = 0u64;
@@ -267,6 +262,6 @@ mod tests {
         let store = FsStore::unmarked(&root, std::path::Path::new("/nonexistent"));
         let bad = deliver(&store, "daily", &name, &packed, &Cancel::default(), &Quiet);
         assert!(matches!(bad, Err(DeliveryError::Store(StoreError::ReadBack { .. }))));
-        assert_eq!(store.list("daily").unwrap(), []);
+        assert_eq!(store.list("daily", &Cancel::default()).unwrap(), []);
     }
 }

@@ -50,15 +50,10 @@ fn is_id(text: &str) -> bool {
 }
 
 /// What we write into the marker of a store.
-pub fn owner(
-    host: Option<&str>,
-    stack: Option<&str>,
-    state_dir: &Path,
-    identity: Identity,
-) -> io::Result<Owner> {
+pub fn owner(host: &str, stack: Option<&str>, state_dir: &Path, identity: Identity) -> io::Result<Owner> {
     Ok(Owner {
         machine_id: machine_id(state_dir, identity)?,
-        host: host.map_or_else(name, str::to_owned),
+        host: host.to_owned(),
         stack: stack.map(str::to_owned),
     })
 }

@@ -1,7 +1,7 @@
 //! The configuration made real: settings, sources, stores and tiers out of TOML text, or all that is wrong with it.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use serde_json::{Value, json};
@@ -11,10 +11,12 @@ use crate::config::{
     json_schema,
 };
 use crate::source::{self, Configured};
-use crate::store::{self, Store};
+use crate::store::{self, Access, Store};
 
 pub struct Setup {
     pub agent: Agent,
+    /// Name of this machine, in manifests and below `hosts/`.
+    pub host: String,
     pub archive: Archive,
     pub docker: DockerSettings,
     pub sources: Vec<Configured>,
@@ -30,8 +32,9 @@ pub struct Setup {
 pub struct Machine<'a> {
     pub places: Places,
     pub cores: usize,
-    /// Our own program, for probing mounts.
-    pub exe: &'a Path,
+    /// Its name, where the configuration gives it none.
+    pub host: String,
+    pub access: &'a Access,
 }
 
 /// Reads `(path, text)` of all configuration files, in the order in which they override each other.
@@ -45,7 +48,7 @@ pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup,
     let archive = Archive::read(&root);
     let docker = DockerSettings::read(&root);
     let sources = source::read_all(&root);
-    let stores = store::read_all(&root, machine.exe);
+    let stores = store::read_all(&root, machine.access);
     let tiers = Tier::read_all(&root);
     let store_names: Vec<&str> = stores.iter().map(|s| s.name()).collect();
     let source_names: Vec<&str> = sources.iter().map(|s| s.name.as_str()).collect();
@@ -71,7 +74,18 @@ pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup,
         problems.sort_by(|a, b| (&a.at.file, a.at.line).cmp(&(&b.at.file, b.at.line)));
         return Err(problems);
     }
-    Ok(Setup { agent, archive, docker, sources, stores, tiers, keys: survey.keys, files: doc.files.clone() })
+    let host = agent.host.clone().unwrap_or_else(|| machine.host.clone());
+    Ok(Setup {
+        agent,
+        host,
+        archive,
+        docker,
+        sources,
+        stores,
+        tiers,
+        keys: survey.keys,
+        files: doc.files.clone(),
+    })
 }
 
 /// The settings of the agent, read past everything that is wrong elsewhere: for clearing up after a killed run.
@@ -99,7 +113,7 @@ pub fn schema(machine: &Machine<'_>) -> Value {
     Agent::read(&root, &machine.places, machine.cores);
     Archive::read(&root);
     DockerSettings::read(&root);
-    store::read_one("name", &blank_at("stores.*", &survey), machine.exe);
+    store::read_one("name", &blank_at("stores.*", &survey), machine.access);
     Tier::read("name", &blank_at("tiers.*", &survey));
     let mut schema = json_schema("", &survey.borrow().keys);
     schema["properties"]["sources"] =

@@ -5,15 +5,18 @@
 mod fs;
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::cancel::{Cancel, Interrupted};
 use crate::config::Section;
 use crate::hint::Hint;
-use crate::id::Name;
+use crate::id::{self, Name};
 use crate::mounts::MountError;
+use crate::vault::{SecretError, Vault};
 
 pub use fs::FsStore;
 
@@ -48,6 +51,18 @@ pub enum StoreError {
     Length { store: String, object: String, wanted: u64, found: u64 },
     #[error("store {store:?}: what was stored as {object} does not read back equal")]
     ReadBack { store: String, object: String },
+    /// Asking again would get the same answer.
+    #[error("store {store:?} refuses to {action} {object}: {why}")]
+    Refused { store: String, action: &'static str, object: String, refusal: Refusal, why: String },
+    /// It may do tomorrow what it did not today, however often it was asked.
+    #[error("store {store:?} cannot {action} {object}: {why}")]
+    Down { store: String, action: &'static str, object: String, why: String },
+    #[error("store {store:?}")]
+    Secret {
+        store: String,
+        #[source]
+        source: SecretError,
+    },
     #[error("store {store:?}: cannot {action} {object}")]
     Io {
         store: String,
@@ -56,6 +71,20 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why a store will not do what it was asked, whoever asks again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The key is wrong, or may not do this.
+    Access,
+    /// There is no such bucket, or no such directory.
+    NoPlace,
+    /// No room is left, or a cap of the account is reached.
+    Full,
+    /// It is not who it says it is: certificate or host key.
+    Identity,
+    Other,
 }
 
 impl StoreError {
@@ -88,6 +117,27 @@ impl Hint for StoreError {
                 "the disk or the network damages data: check it before you rely on it (dmesg, smartctl)"
                     .into()
             }
+            Self::Refused { store, refusal, .. } => match refusal {
+                Refusal::Access => {
+                    format!("check its key and what it may do, then: tars-backup store check {store}")
+                }
+                Refusal::NoPlace => {
+                    format!(
+                        "check the name of the bucket and its region, then: tars-backup store check {store}"
+                    )
+                }
+                Refusal::Full => {
+                    format!("make room there or raise the cap, then: tars-backup store check {store}")
+                }
+                Refusal::Identity => {
+                    format!("find out who answers there before you trust it: tars-backup store check {store}")
+                }
+                Refusal::Other => return None,
+            },
+            Self::Down { store, .. } => {
+                format!("when it answers again: tars-backup store check {store}")
+            }
+            Self::Secret { source, .. } => return source.hint(),
             Self::Io { source, store, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                     format!("make room in the store, then: tars-backup store check {store}")
@@ -133,6 +183,21 @@ pub trait Store: Send + Sync {
         None
     }
 
+    /// Whether what it holds leaves the house: sealed by default.
+    fn is_offsite(&self) -> bool {
+        self.local_root().is_none()
+    }
+
+    /// Whether several machines share it, each below `hosts/` and its name.
+    fn by_host(&self) -> bool {
+        false
+    }
+
+    /// Archives that are longer go up in parts of this many bytes; None: whole, whatever their length.
+    fn part_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether it is there at all: mounted, answering, in bounded time.
     fn reach(&self, cancel: &Cancel) -> Result<(), StoreError>;
 
@@ -143,10 +208,14 @@ pub trait Store: Send + Sync {
     fn needs_marker(&self) -> bool;
 
     /// The objects directly in `dir`; an absent directory is empty. Any trouble is an error, never a shorter list.
-    fn list(&self, dir: &str) -> Result<Vec<Object>, StoreError>;
+    fn list(&self, dir: &str, cancel: &Cancel) -> Result<Vec<Object>, StoreError>;
 
-    /// Reads what the medium holds, as far as that can be enforced, not what a cache remembers.
-    fn open(&self, object: &str) -> Result<Box<dyn Read + Send>, StoreError>;
+    /// The directories directly in `dir`, by name. Like `list`, never shorter than the truth.
+    fn dirs(&self, dir: &str, cancel: &Cancel) -> Result<Vec<String>, StoreError>;
+
+    /// Reads what the medium holds, as far as that can be enforced, not what a cache remembers. Shorter than it is an
+    /// object reads only with an error.
+    fn open(&self, object: &str, cancel: &Cancel) -> Result<Box<dyn Read + Send>, StoreError>;
 
     /// Stores exactly `bytes` bytes of `data` so that they survive a power cut once this returns. `moved` hears of
     /// progress.
@@ -173,10 +242,10 @@ pub trait Store: Send + Sync {
 
 impl dyn Store + '_ {
     /// A small object, whole.
-    pub fn read_small(&self, object: &str) -> Result<Vec<u8>, StoreError> {
+    pub fn read_small(&self, object: &str, cancel: &Cancel) -> Result<Vec<u8>, StoreError> {
         const LIMIT: u64 = 64 << 20;
         let mut data = Vec::new();
-        self.open(object)?.take(LIMIT).read_to_end(&mut data).map_err(|source| StoreError::Io {
+        self.open(object, cancel)?.take(LIMIT).read_to_end(&mut data).map_err(|source| StoreError::Io {
             store: self.name().to_owned(),
             action: "read",
             object: object.to_owned(),
@@ -188,12 +257,31 @@ impl dyn Store + '_ {
     /// Stores a small object and reads it back.
     pub fn put_small(&self, object: &str, data: &[u8], how: Put) -> Result<(), StoreError> {
         // A commit is not torn by a signal: it is small, and either there or not.
-        self.put(object, &mut &data[..], data.len() as u64, how, &Cancel::default(), &|_| ())?;
-        if self.read_small(object)? == data {
+        let to_the_end = Cancel::default();
+        self.put(object, &mut &data[..], data.len() as u64, how, &to_the_end, &|_| ())?;
+        if self.read_small(object, &to_the_end)? == data {
             return Ok(());
         }
         Err(StoreError::ReadBack { store: self.name().to_owned(), object: object.to_owned() })
     }
+}
+
+/// `dir/file`; without a directory the file alone.
+pub fn object(dir: &str, file: &str) -> String {
+    if dir.is_empty() { file.to_owned() } else { format!("{dir}/{file}") }
+}
+
+/// Directory of the machines that share a store.
+pub const HOSTS: &str = "hosts";
+
+/// Directory of a machine's backups in a store: the root, where it has the store for itself.
+pub fn home(store: &dyn Store, host: &str) -> String {
+    if store.by_host() { object(HOSTS, &id::encode(host)) } else { String::new() }
+}
+
+/// Directory of a tier of that machine.
+pub fn tier_dir(store: &dyn Store, host: &str, tier_path: &str) -> String {
+    object(&home(store, host), tier_path)
 }
 
 /// Who writes into a store.
@@ -213,8 +301,8 @@ struct Marker {
     created: String,
 }
 
-fn read_marker(store: &dyn Store) -> Result<Option<Marker>, StoreError> {
-    match store.read_small(MARKER) {
+fn read_marker(store: &dyn Store, host: &str, cancel: &Cancel) -> Result<Option<Marker>, StoreError> {
+    match store.read_small(&object(&home(store, host), MARKER), cancel) {
         Ok(text) => match serde_json::from_slice::<Marker>(&text) {
             Ok(m) if m.format == "tars-backup-store" => Ok(Some(m)),
             _ => Err(StoreError::BadMarker { store: store.name().to_owned() }),
@@ -230,7 +318,7 @@ pub fn check_marker(store: &dyn Store, owner: &Owner, cancel: &Cancel) -> Result
     if !store.needs_marker() {
         return Ok(());
     }
-    match read_marker(store)? {
+    match read_marker(store, &owner.host, cancel)? {
         None => Err(StoreError::NoMarker { store: store.name().to_owned() }),
         Some(m) if m.owner.machine_id == owner.machine_id => Ok(()),
         Some(m) => Err(StoreError::ForeignMarker { store: store.name().to_owned(), host: m.owner.host }),
@@ -260,7 +348,7 @@ pub fn claim(
     }
     store.reach(cancel)?;
     if how == Claim::Init
-        && let Some(m) = read_marker(store)?
+        && let Some(m) = read_marker(store, &owner.host, cancel)?
     {
         let store = store.name().to_owned();
         return Err(if m.owner.machine_id == owner.machine_id {
@@ -277,17 +365,18 @@ pub fn claim(
     let mut text = serde_json::to_vec_pretty(&marker).unwrap_or_default();
     text.push(b'\n');
     store.put_small(GUIDE, guide.as_bytes(), Put::Replace)?;
-    store.put_small(MARKER, &text, Put::Replace)
+    store.put_small(&object(&home(store, &owner.host), MARKER), &text, Put::Replace)
 }
 
 /// Proves that a store takes, keeps and gives back an object, and lets it go again.
 pub fn prove(store: &dyn Store, owner: &Owner, nonce: &str, cancel: &Cancel) -> Result<(), StoreError> {
     check_marker(store, owner, cancel)?;
-    let object = format!("tars-backup-check-{nonce}");
+    let (dir, file) = (home(store, &owner.host), format!("tars-backup-check-{nonce}"));
+    let object = object(&dir, &file);
     let data = format!("written by tars-backup store check on {}\n", owner.host).repeat(1000);
     store.put_small(&object, data.as_bytes(), Put::New)?;
     store.delete(&object)?;
-    if store.list("")?.iter().any(|o| o.name == object) {
+    if store.list(&dir, cancel)?.iter().any(|o| o.name == file) {
         return Err(StoreError::Io {
             store: store.name().to_owned(),
             action: "delete",
@@ -298,15 +387,25 @@ pub fn prove(store: &dyn Store, owner: &Owner, nonce: &str, cancel: &Cancel) -> 
     Ok(())
 }
 
+/// What a store needs of this process, to reach what it stands for.
+#[derive(Clone)]
+pub struct Access {
+    /// Our own program, for probing mounts.
+    pub exe: PathBuf,
+    pub runtime: Handle,
+    /// Secrets are read when they are needed.
+    pub vault: Arc<Vault>,
+}
+
 /// Reads `[stores]`. A new kind of store is one file and one line here.
-pub fn read_all(root: &Section<'_>, exe: &Path) -> Vec<Box<dyn Store>> {
+pub fn read_all(root: &Section<'_>, access: &Access) -> Vec<Box<dyn Store>> {
     let mut stores: Vec<Box<dyn Store>> = Vec::new();
     let mut roots: Vec<(String, String)> = Vec::new();
     for (name, s) in root.tables("stores") {
         if let Err(e) = name.parse::<Name>() {
             s.problem("", e.to_string(), None);
         }
-        let store = read_one(&name, &s, exe);
+        let store = read_one(&name, &s, access);
         s.finish();
         if let Some((other, place)) = roots.iter().find(|(_, place)| overlap(place, &store.place())) {
             s.problem(
@@ -336,12 +435,12 @@ fn overlap(a: &str, b: &str) -> bool {
 }
 
 /// Asks one table of `[stores]` all its questions.
-pub fn read_one(name: &str, s: &Section<'_>, exe: &Path) -> Box<dyn Store> {
-    type Read = fn(&str, &Section<'_>, &Path) -> Box<dyn Store>;
+pub fn read_one(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Store> {
+    type Read = fn(&str, &Section<'_>, &Access) -> Box<dyn Store>;
     let kind: Read = s.choice(
         "type",
         &[("fs", fs::read as Read)],
         "Kind of store: fs (a local directory or a mounted NAS)",
     );
-    kind(name, s, exe)
+    kind(name, s, access)
 }

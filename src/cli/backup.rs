@@ -14,9 +14,9 @@ use crate::render::{json, text};
 
 pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let setup = load(global, &session.exe)?;
+    let setup = load(global, &session.access)?;
     let request = request(args)?;
-    let plan = backup::plan(&setup, &request, &session.exe).map_err(|e| {
+    let plan = backup::plan(&setup, &request, &session.access.exe).map_err(|e| {
         // A tier belongs to the configuration; a component that is not there was mistyped here.
         let exit = if matches!(e, PlanError::NoTier { .. }) { Exit::Config } else { Exit::Usage };
         session.failed(exit, &e)

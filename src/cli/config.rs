@@ -3,18 +3,20 @@
 use serde_json::{Value, json};
 
 use super::args::{ConfigAction, ConfigArgs, Global};
-use super::session::{Failed, load, machine, try_load};
+use super::session::{Failed, Session, load, machine, try_load};
 use crate::config::{Key, Problem};
 use crate::exit::Exit;
+use crate::journal::Sink;
 use crate::render::{json, text};
 use crate::setup;
 
-pub fn run(global: &Global, args: &ConfigArgs) -> Result<Exit, Failed> {
-    let exe = std::env::current_exe().unwrap_or_default();
+pub fn run(global: &Global, args: &ConfigArgs, sink: Sink) -> Result<Exit, Failed> {
+    let session = Session::start(global, sink)?;
+    let access = &session.access;
     match args.action {
-        ConfigAction::Schema => json::print(&setup::schema(&machine(&exe))),
+        ConfigAction::Schema => json::print(&setup::schema(&machine(access))),
         ConfigAction::Check => {
-            let setup = match try_load(global, &exe)? {
+            let setup = match try_load(global, access)? {
                 Ok(setup) => setup,
                 Err(problems) => {
                     if global.json {
@@ -32,7 +34,7 @@ pub fn run(global: &Global, args: &ConfigArgs) -> Result<Exit, Failed> {
             }
         }
         ConfigAction::Show => {
-            let setup = load(global, &exe)?;
+            let setup = load(global, access)?;
             if global.json { json::print(&tree(&setup.keys)) } else { text::print(&toml(&setup.keys)) }
         }
     }

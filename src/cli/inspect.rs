@@ -18,7 +18,7 @@ use crate::store::StoreError;
 
 pub fn list(global: &Global, args: &ListArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let setup = load(global, &session.exe)?;
+    let setup = load(global, &session.access)?;
     let filter = Filter { store: args.store.clone(), tier: args.tier.clone(), host: args.host.clone() };
     let (found, failed) = find::all(&setup, &filter, &session.cancel).map_err(|e| usage_or(&session, &e))?;
     let rows = listing::rows(&found, Timestamp::now());
@@ -60,7 +60,9 @@ fn search<'a>(
     let mut exit = Exit::Ok;
     for want in wanted {
         if let Wanted::File(path) = want {
-            chosen.push(find::file(path, &session.exe).map_err(|e| usage_or(session, &e))?);
+            chosen.push(
+                find::file(path, &session.access.exe, &session.cancel).map_err(|e| usage_or(session, &e))?,
+            );
             continue;
         }
         let setup = setup.ok_or_else(|| {
@@ -92,7 +94,7 @@ fn wanted(session: &Session, name: Option<&str>, latest: bool) -> Result<Wanted,
 
 pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let setup = load_optional(global, &session.exe)?;
+    let setup = load_optional(global, &session.access)?;
     let want = wanted(&session, args.backup.as_deref(), args.latest)?;
     let (found, _) = search(&session, setup.as_ref(), &[want], args.store.as_deref())?;
     let readable = found.iter().find_map(|f| f.entry.manifest.as_ref().ok());
@@ -118,7 +120,7 @@ pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed
 
 pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let setup = load_optional(global, &session.exe)?;
+    let setup = load_optional(global, &session.access)?;
     let mut want = Vec::new();
     if args.all {
         want.push(Wanted::All);
@@ -191,7 +193,7 @@ fn extract_any(
 
 pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let setup = load_optional(global, &session.exe)?;
+    let setup = load_optional(global, &session.access)?;
     let mut paths = args.paths.clone();
     if args.latest {
         // With --latest every argument is a path.

@@ -41,7 +41,7 @@ fn undo(session: &Session, dirs: &Dirs, guard: &RunGuard) -> Result<Recovered, F
 /// Does not need a valid configuration: a container must not stay down because of a misspelt key.
 pub fn run(global: &Global, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let (agent, problem) = lenient_agent(global, &session.exe);
+    let (agent, problem) = lenient_agent(global, &session.access);
     if let Some(problem) = problem {
         log::warn!("{problem}");
     }

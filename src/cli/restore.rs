@@ -25,8 +25,8 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
     let elsewhere = request.to.is_some();
     // Data can be written elsewhere by a machine that has no configuration.
     let setup = match elsewhere {
-        true => load_optional(global, &session.exe)?,
-        false => Some(load(global, &session.exe)?),
+        true => load_optional(global, &session.access)?,
+        false => Some(load(global, &session.access)?),
     };
     if !args.yes && !args.dry_run && !elsewhere && !std::io::stdin().is_terminal() {
         let hint = "look first with --dry-run, then again with --yes".to_owned();
@@ -152,7 +152,7 @@ fn copies<'a>(
         (None, None) => Wanted::Latest,
     };
     if let Wanted::File(path) = &wanted {
-        return Ok(vec![find::file(path, &session.exe).map_err(|e| wrong(&e))?]);
+        return Ok(vec![find::file(path, &session.access.exe, &session.cancel).map_err(|e| wrong(&e))?]);
     }
     let Some(setup) = setup else {
         let hint = "name the archive itself with --backup-file, or write a configuration".to_owned();

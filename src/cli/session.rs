@@ -17,7 +17,7 @@ use crate::journal::Sink;
 use crate::ops::World;
 use crate::render::monitor::FaceMonitor;
 use crate::setup::{self, Machine, Setup};
-use crate::store::Owner;
+use crate::store::{Access, Owner};
 use crate::vault::Vault;
 
 const DEFAULT_CONFIG: &str = "/etc/tars-backup/config.toml";
@@ -73,7 +73,7 @@ pub struct Session {
     pub runtime: Runtime,
     pub monitor: FaceMonitor,
     pub vault: Arc<Vault>,
-    pub exe: PathBuf,
+    pub access: Access,
 }
 
 impl Session {
@@ -103,13 +103,14 @@ impl Session {
         let vault = Arc::new(Vault::default());
         let run = format!("{}-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"), std::process::id());
         let monitor = FaceMonitor::new(run, vault.clone(), sink, global.quiet || global.json);
-        Ok(Self { cancel, runtime, monitor, vault, exe })
+        let access = Access { exe, runtime: runtime.handle().clone(), vault: vault.clone() };
+        Ok(Self { cancel, runtime, monitor, vault, access })
     }
 
     pub fn owner(&self, setup: &Setup, identity: Identity) -> Result<Owner, Failed> {
         let agent = &setup.agent;
         let stack = agent.stack.as_deref().or(setup.docker.project.as_deref());
-        host::owner(agent.host.as_deref(), stack, &agent.state_dir, identity).map_err(|e| {
+        host::owner(&setup.host, stack, &agent.state_dir, identity).map_err(|e| {
             Failed::text(Exit::Failed, format!("cannot learn the identity of this machine: {e}"), None)
         })
     }
@@ -129,7 +130,7 @@ impl Session {
             runtime: self.runtime.handle(),
             vault: &self.vault,
             owner,
-            exe: &self.exe,
+            exe: &self.access.exe,
             now: Timestamp::now,
         }
     }
@@ -161,27 +162,27 @@ fn places() -> Places {
     Places { state, runtime }
 }
 
-pub fn machine(exe: &Path) -> Machine<'_> {
+pub fn machine(access: &Access) -> Machine<'_> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    Machine { places: places(), cores, exe }
+    Machine { places: places(), cores, host: host::name(), access }
 }
 
 /// Reads the configuration and what it says about itself.
-pub fn load(global: &Global, exe: &Path) -> Result<Setup, Failed> {
-    try_load(global, exe)?.map_err(|p| Failed::problems(&p))
+pub fn load(global: &Global, access: &Access) -> Result<Setup, Failed> {
+    try_load(global, access)?.map_err(|p| Failed::problems(&p))
 }
 
 /// The same, with the problems of its text as values.
-pub fn try_load(global: &Global, exe: &Path) -> Result<Result<Setup, Vec<Problem>>, Failed> {
+pub fn try_load(global: &Global, access: &Access) -> Result<Result<Setup, Vec<Problem>>, Failed> {
     let path = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
     let files = read_files(&path)?;
-    Ok(setup::load(&files, &machine(exe)))
+    Ok(setup::load(&files, &machine(access)))
 }
 
 /// The settings of the agent, as far as the configuration can be read, and what is wrong with it.
-pub fn lenient_agent(global: &Global, exe: &Path) -> (Agent, Option<String>) {
+pub fn lenient_agent(global: &Global, access: &Access) -> (Agent, Option<String>) {
     let path = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
-    let machine = machine(exe);
+    let machine = machine(access);
     let missing = global.config.is_none() && !path.exists();
     match read_files(&path) {
         Ok(files) => {
@@ -198,11 +199,11 @@ pub fn lenient_agent(global: &Global, exe: &Path) -> (Agent, Option<String>) {
 }
 
 /// The same for commands that can do without one; None when there is none and none was named.
-pub fn load_optional(global: &Global, exe: &Path) -> Result<Option<Setup>, Failed> {
+pub fn load_optional(global: &Global, access: &Access) -> Result<Option<Setup>, Failed> {
     if global.config.is_none() && !Path::new(DEFAULT_CONFIG).exists() {
         return Ok(None);
     }
-    load(global, exe).map(Some)
+    load(global, access).map(Some)
 }
 
 fn read_files(path: &Path) -> Result<Vec<(PathBuf, String)>, Failed> {

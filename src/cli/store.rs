@@ -17,7 +17,7 @@ use crate::store::{self, Claim, StoreError};
 
 pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let setup = load(global, &session.exe)?;
+    let setup = load(global, &session.access)?;
     let (name, verb) = match &args.action {
         StoreAction::Init { store } => (store, "store init"),
         StoreAction::Check { store } => (store, "store check"),

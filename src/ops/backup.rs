@@ -457,7 +457,8 @@ fn choose_name(
         let time = (world.now)();
         let name = BackupName::at(time);
         // A listing that fails now fails the delivery later; a name in use is refused there too.
-        let knows = |store: &dyn Store, dir: &str| catalog::knows(store, dir, &name).unwrap_or(false);
+        let knows =
+            |store: &dyn Store, dir: &str| catalog::knows(store, dir, &name, world.cancel).unwrap_or(false);
         let taken = usable.iter().any(|target| knows(target.store(), &target.dir))
             || reachable.iter().any(|store| setup.tiers.iter().any(|tier| knows(*store, &tier.path)));
         if !taken {

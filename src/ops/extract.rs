@@ -14,10 +14,10 @@ use super::World;
 use super::find::Found;
 use crate::archive::read::walk_archive;
 use crate::cancel::Interrupted;
-use crate::delivery::{self, object};
+use crate::delivery;
 use crate::format::tarwalk::{Body, Entry, Kind, TarError};
 use crate::hint::Hint;
-use crate::store::StoreError;
+use crate::store::{StoreError, object};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExtractError {
@@ -108,7 +108,7 @@ pub fn extract(
     let mut out = Extracted { name: name.clone(), to: to.to_owned(), files: Vec::new(), bytes: 0 };
     let prefix = format!("{name}/");
     walk_archive(
-        found.store().open(&archive)?,
+        found.store().open(&archive, world.cancel)?,
         |entry: &Entry, body: &mut Body<'_>| -> Result<(), ExtractError> {
             world.cancel.check()?;
             let shown = crate::archive::tree::show_name(&entry.path);

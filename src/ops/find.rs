@@ -138,7 +138,7 @@ fn of_store<'a>(
         if filter.tier.as_deref().is_some_and(|n| n != tier.name.as_str()) {
             continue;
         }
-        for entry in catalog::list(store, &tier.path)? {
+        for entry in catalog::list(store, &tier.path, cancel)? {
             cancel.check()?;
             let host = entry.manifest.as_ref().map(|m| m.host.as_str()).ok();
             if filter.host.as_deref().is_none_or(|h| host == Some(h)) {
@@ -175,13 +175,13 @@ pub fn choose<'a>(found: Vec<Found<'a>>, wanted: &Wanted) -> Result<Vec<Found<'a
 }
 
 /// A backup whose archive lies as a file on this machine, its small files beside it.
-pub fn file(path: &Path, exe: &Path) -> Result<Found<'static>, FindError> {
+pub fn file(path: &Path, exe: &Path, cancel: &Cancel) -> Result<Found<'static>, FindError> {
     let shown = path.display().to_string();
     let file_name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let name = BackupName::of_object(&file_name).ok_or(crate::id::NameError::Backup(file_name))?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let store = FsStore::unmarked(parent, exe);
-    let entry = catalog::list(&store, "")?
+    let entry = catalog::list(&store, "", cancel)?
         .into_iter()
         .find(|e| e.name == name)
         .ok_or_else(|| FindError::NotCommitted(shown, name.manifest_file()))?;

@@ -13,7 +13,7 @@ use super::find::Found;
 use crate::archive::layout::{self, config_digest};
 use crate::archive::read::{codec_of, decompress, walk_archive};
 use crate::cancel::{Cancel, Interrupted};
-use crate::delivery::{self, Depth, mark_verified, object};
+use crate::delivery::{self, Depth, mark_verified};
 use crate::format::tarwalk::{Body, Entry as TarEntry, Kind, TarError};
 use crate::hint::chain;
 use crate::id::show_name;
@@ -21,7 +21,7 @@ use crate::legacy;
 use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, sha256_line};
 use crate::progress::{Event, Monitor, What};
 use crate::source::{self, Member};
-use crate::store::StoreError;
+use crate::store::{StoreError, object};
 
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -109,7 +109,7 @@ fn check(
 ) -> Result<(), StoreError> {
     let (store, name) = (found.store(), &found.entry.name);
     let wanted = manifest.sha256.clone().unwrap_or_default();
-    match store.read_small(&object(&found.dir, &name.sha256_file())) {
+    match store.read_small(&object(&found.dir, &name.sha256_file()), world.cancel) {
         // There it is all that is known of the archive, and was read for that.
         Ok(_) if manifest.legacy => {}
         Ok(line) if line == sha256_line(&wanted, &name.archive()).as_bytes() => {}
@@ -121,7 +121,7 @@ fn check(
     let (bytes, sha256) = match depth {
         Depth::Digest => delivery::digest_of(store, &archive, world.cancel, world.monitor)?,
         Depth::Deep => {
-            let reader = store.open(&archive)?;
+            let reader = store.open(&archive, world.cancel)?;
             let mut tee = Tee::new(reader, world.cancel, world.monitor);
             let inside = match manifest.legacy {
                 true => walk_legacy(&mut tee, manifest, scratch, report),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Object, Put, Store, StoreError};
+use super::{Access, Object, Put, Store, StoreError};
 use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::mounts;
@@ -25,13 +25,13 @@ pub struct FsStore {
     exe: PathBuf,
 }
 
-pub(super) fn read(name: &str, s: &Section<'_>, exe: &Path) -> Box<dyn Store> {
+pub(super) fn read(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Store> {
     let root = s.required_path("path", "Root directory of the store");
     let require_mount =
         s.flag("require_mount", false, "Refuse the store unless its path lies on a mounted disk of its own");
     // One spelling, so that two stores on one root are seen.
     let root: PathBuf = root.components().collect();
-    Box::new(FsStore { name: name.to_owned(), root, require_mount, marker: true, exe: exe.to_owned() })
+    Box::new(FsStore { name: name.to_owned(), root, require_mount, marker: true, exe: access.exe.clone() })
 }
 
 impl FsStore {
@@ -90,6 +90,34 @@ impl FsStore {
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root)?;
         self.root.parent().map_or(Ok(()), sync_dir)
+    }
+
+    /// Every entry of a directory whose name is text.
+    fn each(
+        &self,
+        dir: &str,
+        cancel: &Cancel,
+        mut take: impl FnMut(String, std::fs::Metadata),
+    ) -> Result<(), StoreError> {
+        let path = if dir.is_empty() { self.root.clone() } else { self.path(dir)? };
+        let fail = |e| self.error("list", dir, e);
+        let entries = match std::fs::read_dir(&path) {
+            // The root itself must be there; a tier that was never written to need not.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !dir.is_empty() && self.root.is_dir() => {
+                return Ok(());
+            }
+            other => other.map_err(fail)?,
+        };
+        for entry in entries {
+            cancel.check()?;
+            let entry = entry.map_err(fail)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            match entry.metadata() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                other => take(name, other.map_err(fail)?),
+            }
+        }
+        Ok(())
     }
 
     fn write_temp(
@@ -186,36 +214,29 @@ impl Store for FsStore {
         self.marker
     }
 
-    fn list(&self, dir: &str) -> Result<Vec<Object>, StoreError> {
-        let path = if dir.is_empty() { self.root.clone() } else { self.path(dir)? };
-        let fail = |e| self.error("list", dir, e);
-        let entries = match std::fs::read_dir(&path) {
-            // The root itself must be there; a tier that was never written to need not.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !dir.is_empty() && self.root.is_dir() => {
-                return Ok(Vec::new());
-            }
-            other => other.map_err(fail)?,
-        };
+    fn list(&self, dir: &str, cancel: &Cancel) -> Result<Vec<Object>, StoreError> {
         let mut objects = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(fail)?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if name.starts_with(TEMP) {
-                continue;
-            }
-            let meta = match entry.metadata() {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(fail)?,
-            };
-            if meta.is_file() {
+        self.each(dir, cancel, |name, meta| {
+            if meta.is_file() && !name.starts_with(TEMP) {
                 objects.push(Object { name, bytes: meta.len() });
             }
-        }
+        })?;
         objects.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(objects)
     }
 
-    fn open(&self, object: &str) -> Result<Box<dyn Read + Send>, StoreError> {
+    fn dirs(&self, dir: &str, cancel: &Cancel) -> Result<Vec<String>, StoreError> {
+        let mut names = Vec::new();
+        self.each(dir, cancel, |name, meta| {
+            if meta.is_dir() {
+                names.push(name);
+            }
+        })?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn open(&self, object: &str, _: &Cancel) -> Result<Box<dyn Read + Send>, StoreError> {
         let file = File::open(self.path(object)?).map_err(|e| self.error("read", object, e))?;
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
@@ -279,7 +300,7 @@ impl Store for FsStore {
             let entry = entry.map_err(fail)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             // Small objects may be in the making right now: verify needs no lock.
-            if name.starts_with(TEMP) && name.ends_with(".tar.gz") {
+            if name.starts_with(TEMP) && (name.ends_with(".tar.gz") || name.ends_with(".tar.gz.age")) {
                 std::fs::remove_file(entry.path()).map_err(fail)?;
                 removed.push(name);
             }
@@ -319,7 +340,7 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         put(&s, "daily/a", b"three", 5, Put::Replace).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"three");
-        assert_eq!(s.list("daily").unwrap(), [Object { name: "a".into(), bytes: 5 }]);
+        assert_eq!(s.list("daily", &Cancel::default()).unwrap(), [Object { name: "a".into(), bytes: 5 }]);
     }
 
     #[test]
@@ -341,7 +362,7 @@ mod tests {
         for bad in ["../x", "/etc/passwd", "a//b", "a/./b", ""] {
             assert!(s.path(bad).is_err(), "{bad:?}");
         }
-        assert!(s.list("daily").is_err(), "an unmounted store must not look empty");
-        assert!(s.open("daily/x").err().is_some_and(|e| e.is_not_found()));
+        assert!(s.list("daily", &Cancel::default()).is_err(), "an unmounted store must not look empty");
+        assert!(s.open("daily/x", &Cancel::default()).err().is_some_and(|e| e.is_not_found()));
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Captured<'a> {
 fn previous_facts(usable: &[&Target<'_>]) -> BTreeMap<String, Map<String, Value>> {
     let mut facts = BTreeMap::new();
     let Some(target) = usable.first() else { return facts };
-    let Ok(entries) = catalog::list(target.store(), &target.dir) else { return facts };
+    let Ok(entries) = catalog::list(target.store(), &target.dir, world.cancel) else { return facts };
     for entry in entries {
         if let Ok(manifest) = entry.manifest {
             for (name, component) in manifest.whole() {
@@ -52,7 +52,7 @@ pub(super) fn all<'a>(
     world.monitor.phase("capturing", None);
     let own_dirs = own_dirs(setup, plan);
     let compared = plan.selected.iter().any(|s| s.source.compares());
-    let previous = if compared { previous_facts(usable) } else { BTreeMap::new() };
+    let previous = if compared { previous_facts(usable, world) } else { BTreeMap::new() };
     let next = AtomicUsize::new(0);
     let workers = setup.agent.jobs.clamp(1, plan.selected.len().max(1));
     let work = || {

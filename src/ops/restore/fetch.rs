@@ -17,7 +17,6 @@ use crate::archive::read::{codec_of, walk_archive};
 use crate::archive::tree::show_name;
 use crate::archive::unpack::{self, Limits};
 use crate::cancel::Interrupted;
-use crate::delivery::object;
 use crate::format::tarwalk::{Body, Entry, Kind, TarError};
 use crate::hint::{Hint, chain};
 use crate::id::is_member;
@@ -27,7 +26,7 @@ use crate::ops::World;
 use crate::ops::find::Found;
 use crate::source::SourceError;
 use crate::staging::RunDir;
-use crate::store::StoreError;
+use crate::store::{StoreError, object};
 use crate::target::{Surveyed, Work};
 use crate::units::show_bytes;
 
@@ -134,7 +133,8 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     world.monitor.phase(&format!("fetching {name} from {store}"), manifest.bytes);
     clear(dir)?;
     let archive = object(&found.dir, &found.entry.name.archive());
-    let mut input = Hashing { input: found.store().open(&archive)?, hasher: Sha256::new(), world };
+    let mut input =
+        Hashing { input: found.store().open(&archive, world.cancel)?, hasher: Sha256::new(), world };
     let mut members = Members::new(manifest, dir, request.skip_validation);
     let read = walk_archive(&mut input, |entry: &Entry, body: &mut Body<'_>| members.take(entry, body));
     let sums = members.sums;
