@@ -26,7 +26,7 @@ pub(super) struct Captured<'a> {
 }
 
 /// Facts of each component in the newest earlier backup of the tier.
-fn previous_facts(usable: &[&Target<'_>]) -> BTreeMap<String, Map<String, Value>> {
+fn previous_facts(usable: &[&Target<'_>], world: &World<'_>) -> BTreeMap<String, Map<String, Value>> {
     let mut facts = BTreeMap::new();
     let Some(target) = usable.first() else { return facts };
     let Ok(entries) = catalog::list(target.store(), &target.dir, world.cancel) else { return facts };
