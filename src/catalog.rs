@@ -1,18 +1,27 @@
 //! The backups that a store holds. What could go wrong: something counted as a backup that is none, so only what has a
 //! commit is here, and one whose commit does not read as true is here as damaged.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::cancel::Cancel;
 use crate::delivery::Verified;
-use crate::id::BackupName;
+use crate::id::{BackupName, sha256_file};
 use crate::legacy;
 use crate::manifest::{Manifest, ManifestError};
 use crate::store::{Object, Store, StoreError, object};
+use crate::stored::Stored;
+
+/// Manifests that are asked for at the same time, where each answer takes a way over the network.
+const READERS: usize = 8;
 
 /// A committed backup in one store.
 pub struct Entry {
     pub name: BackupName,
     pub manifest: Result<Manifest, Damage>,
     pub verified: Option<Verified>,
+    /// Its archive; empty where that is missing.
+    pub archive: Stored,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -27,78 +36,127 @@ pub enum Damage {
     Length { wanted: u64, found: u64 },
 }
 
+/// A directory of a store, listed once.
+pub struct Listing<'a> {
+    store: &'a dyn Store,
+    dir: &'a str,
+    objects: Vec<Object>,
+    cancel: &'a Cancel,
+}
+
 /// Committed backups in `dir` of a store, oldest first. Fails rather than showing a shorter list.
 pub fn list(store: &dyn Store, dir: &str, cancel: &Cancel) -> Result<Vec<Entry>, StoreError> {
-    let objects = store.list(dir, cancel)?;
-    let mut entries = Vec::new();
-    for o in &objects {
-        let Some(name) = BackupName::of_object(&o.name) else { continue };
-        if o.name == name.manifest_file() {
-            entries.push(read(store, dir, &objects, name, cancel)?);
-        } else if o.name == name.sha256_file() {
-            entries.extend(read_legacy(store, dir, &objects, name, cancel)?);
+    Listing::of(store, dir, cancel)?.entries()
+}
+
+impl<'a> Listing<'a> {
+    pub fn of(store: &'a dyn Store, dir: &'a str, cancel: &'a Cancel) -> Result<Self, StoreError> {
+        let mut objects = store.list(dir, cancel)?;
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { store, dir, objects, cancel })
+    }
+
+    /// Names in use, committed or not.
+    pub fn used(&self) -> impl Iterator<Item = BackupName> + '_ {
+        self.objects.iter().filter_map(|o| BackupName::of_object(&o.name))
+    }
+
+    /// Names of what may be a committed backup, oldest first.
+    pub fn names(&self) -> Vec<BackupName> {
+        let committed = |o: &Object| {
+            let name = BackupName::of_object(&o.name)?;
+            let ours = o.name == name.manifest_file();
+            let legacy = o.name == sha256_file(&name.archive()) && !self.has(&name.manifest_file());
+            (ours || legacy).then_some(name)
+        };
+        let mut names: Vec<BackupName> = self.objects.iter().filter_map(committed).collect();
+        names.sort();
+        names
+    }
+
+    /// All that is committed, oldest first.
+    pub fn entries(&self) -> Result<Vec<Entry>, StoreError> {
+        let names = self.names();
+        let readers = if self.store.local_root().is_some() { 1 } else { READERS.min(names.len()) };
+        if readers <= 1 {
+            return names.into_iter().filter_map(|name| self.entry(name).transpose()).collect();
+        }
+        let (next, read) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..readers {
+                scope.spawn(|| {
+                    while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let entry = self.entry(name.clone());
+                        let failed = entry.is_err();
+                        if let Ok(mut read) = read.lock() {
+                            read.push(entry);
+                        }
+                        if failed {
+                            // One that cannot be read fails the whole list: nobody needs the rest.
+                            next.store(names.len(), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let read = read.into_inner().unwrap_or_default();
+        let mut entries: Vec<Entry> = read.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// One of them; None where a closer look shows that it is no backup.
+    pub fn entry(&self, name: BackupName) -> Result<Option<Entry>, StoreError> {
+        self.cancel.check()?;
+        if !self.has(&name.manifest_file()) {
+            return self.legacy(name);
+        }
+        let text = self.store.read_small(&object(self.dir, &name.manifest_file()), self.cancel)?;
+        let (manifest, archive) = match self.judge(&text, &name) {
+            Ok((manifest, archive)) => (Ok(manifest), archive),
+            Err(damage) => (Err(damage), Stored::default()),
+        };
+        let verified = self.mark(&name);
+        Ok(Some(Entry { name, manifest, verified, archive }))
+    }
+
+    /// An archive of the bash script; None when it is one of ours that was never finished.
+    fn legacy(&self, name: BackupName) -> Result<Option<Entry>, StoreError> {
+        let file = name.archive();
+        let Some(archive) = Stored::find(&self.objects, &file).filter(|a| !a.in_parts(&file)) else {
+            return Ok(None);
+        };
+        let text = self.store.read_small(&object(self.dir, &sha256_file(&file)), self.cancel)?;
+        let Some(sha256) = legacy::digest_in(&text, &name) else { return Ok(None) };
+        let verified = self.mark(&name);
+        let manifest = Ok(legacy::outside(name.clone(), archive.bytes(), sha256));
+        Ok(Some(Entry { name, manifest, verified, archive }))
+    }
+
+    /// When it was last found good. A mark that does not read is no mark.
+    fn mark(&self, name: &BackupName) -> Option<Verified> {
+        let file = name.verified_file();
+        if !self.has(&file) {
+            return None;
+        }
+        let text = self.store.read_small(&object(self.dir, &file), self.cancel).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn judge(&self, text: &[u8], name: &BackupName) -> Result<(Manifest, Stored), Damage> {
+        let manifest = Manifest::read_sidecar(text)?;
+        if manifest.backup_name != *name {
+            return Err(Damage::OtherName(manifest.backup_name));
+        }
+        let file = manifest.archive_file();
+        let archive = Stored::find(&self.objects, &file).ok_or(Damage::NoArchive(file))?;
+        match (manifest.bytes, archive.bytes()) {
+            (Some(wanted), found) if wanted != found => Err(Damage::Length { wanted, found }),
+            _ => Ok((manifest, archive)),
         }
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries)
-}
 
-fn read(
-    store: &dyn Store,
-    dir: &str,
-    objects: &[Object],
-    name: BackupName,
-    cancel: &Cancel,
-) -> Result<Entry, StoreError> {
-    let text = store.read_small(&object(dir, &name.manifest_file()), cancel)?;
-    let manifest = judge(&text, &name, objects);
-    let verified = mark(store, dir, objects, &name, cancel);
-    Ok(Entry { name, manifest, verified })
-}
-
-/// An archive of the bash script; None when it is one of ours, finished or not.
-fn read_legacy(
-    store: &dyn Store,
-    dir: &str,
-    objects: &[Object],
-    name: BackupName,
-    cancel: &Cancel,
-) -> Result<Option<Entry>, StoreError> {
-    let bytes = |wanted: String| objects.iter().find(|o| o.name == wanted).map(|o| o.bytes);
-    let (None, Some(archive)) = (bytes(name.manifest_file()), bytes(name.archive())) else { return Ok(None) };
-    let text = store.read_small(&object(dir, &name.sha256_file()), cancel)?;
-    let Some(sha256) = legacy::digest_in(&text, &name) else { return Ok(None) };
-    let verified = mark(store, dir, objects, &name, cancel);
-    Ok(Some(Entry { manifest: Ok(legacy::outside(name.clone(), archive, sha256)), name, verified }))
-}
-
-/// When it was last found good. A mark that does not read is no mark.
-fn mark(
-    store: &dyn Store,
-    dir: &str,
-    objects: &[Object],
-    name: &BackupName,
-    cancel: &Cancel,
-) -> Option<Verified> {
-    let file = name.verified_file();
-    objects.iter().find(|o| o.name == file)?;
-    store.read_small(&object(dir, &file), cancel).ok().and_then(|t| serde_json::from_slice(&t).ok())
-}
-
-fn judge(text: &[u8], name: &BackupName, objects: &[Object]) -> Result<Manifest, Damage> {
-    let manifest = Manifest::read_sidecar(text)?;
-    if manifest.backup_name != *name {
-        return Err(Damage::OtherName(manifest.backup_name));
+    fn has(&self, file: &str) -> bool {
+        self.objects.binary_search_by(|o| o.name.as_str().cmp(file)).is_ok()
     }
-    let archive = name.archive();
-    let found = objects.iter().find(|o| o.name == archive).ok_or(Damage::NoArchive(archive))?.bytes;
-    match manifest.bytes {
-        Some(wanted) if wanted != found => Err(Damage::Length { wanted, found }),
-        _ => Ok(manifest),
-    }
-}
-
-/// Whether any object of a store in `dir` belongs to `name`, committed or not.
-pub fn knows(store: &dyn Store, dir: &str, name: &BackupName, cancel: &Cancel) -> Result<bool, StoreError> {
-    Ok(store.list(dir, cancel)?.iter().any(|o| BackupName::of_object(&o.name).as_ref() == Some(name)))
 }

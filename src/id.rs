@@ -47,8 +47,14 @@ impl BackupName {
         format!("{}.tar.gz", self.0)
     }
 
-    pub fn sha256_file(&self) -> String {
-        format!("{}.sha256", self.archive())
+    /// File name of the sealed archive.
+    pub fn sealed_archive(&self) -> String {
+        format!("{}.age", self.archive())
+    }
+
+    /// The same of the one or the other.
+    pub fn archive_as(&self, sealed: bool) -> String {
+        if sealed { self.sealed_archive() } else { self.archive() }
     }
 
     pub fn manifest_file(&self) -> String {
@@ -59,12 +65,34 @@ impl BackupName {
         format!("{}.verified", self.0)
     }
 
+    pub fn receipt_file(&self) -> String {
+        format!("{}.receipt.json", self.0)
+    }
+
     /// The backup whose object this file name is, if it is one.
     pub fn of_object(file_name: &str) -> Option<Self> {
         let end = file_name.find('.')?;
         file_name[..end].parse().ok()
     }
 }
+
+/// Name of the file that holds the digest of `archive`.
+pub fn sha256_file(archive: &str) -> String {
+    format!("{archive}.sha256")
+}
+
+/// Name of the file that holds the digests of the parts of `archive`.
+pub fn parts_file(archive: &str) -> String {
+    format!("{archive}.parts")
+}
+
+/// Name of a part of `archive`, counted from 1: `cat` joins them in the order in which a shell lists them.
+pub fn part_file(archive: &str, number: usize) -> String {
+    format!("{archive}.p{number:04}")
+}
+
+/// The highest number of a part that still sorts behind all others.
+pub const MAX_PARTS: u64 = 9999;
 
 impl FromStr for BackupName {
     type Err = NameError;

@@ -99,9 +99,28 @@ pub struct Options {
     pub skip_redis: bool,
 }
 
-/// How the archive is sealed; empty while it is plain.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Encryption {}
+/// How the archive beside a sidecar is sealed; empty while it is plain, and always inside the archive.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// `age`; None: plain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Public keys whose identities open it, as they were configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
+    /// Bytes of the archive inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_bytes: Option<u64>,
+    /// SHA-256 of the archive inside, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_sha256: Option<String>,
+}
+
+impl Encryption {
+    pub fn is_sealed(&self) -> bool {
+        self.method.is_some()
+    }
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Manifest {
@@ -160,6 +179,8 @@ impl Manifest {
     pub fn to_inner(&self) -> Result<Vec<u8>, ManifestError> {
         let mut inner = self.clone();
         (inner.bytes, inner.sha256, inner.manifest_sha256) = (None, None, None);
+        // One archive, whether it is sealed afterwards or not.
+        inner.encryption = Encryption::default();
         pretty(&inner)
     }
 
@@ -209,7 +230,9 @@ impl Manifest {
                     &self.only,
                     &self.skip,
                     &self.expected_components,
+                    &self.encryption.recipients,
                 ];
+                let single = single.into_iter().chain(&self.encryption.method).chain(&self.encryption.plain_sha256);
                 let all = single.into_iter().chain(lists.into_iter().flatten());
                 all.chain(self.checksums.keys()).find(|text| !word(text))
             });
@@ -241,6 +264,11 @@ impl Manifest {
         hasher.update(format!("\"{DIGEST_FIELD}\": \"\""));
         hasher.update(&text[at + field.len()..]);
         if hex::encode(hasher.finalize()) == digest { Ok(manifest) } else { Err(ManifestError::Changed) }
+    }
+
+    /// File name of the archive that it describes.
+    pub fn archive_file(&self) -> String {
+        self.backup_name.archive_as(self.encryption.is_sealed())
     }
 
     /// Components that are in the archive whole.
