@@ -5,6 +5,7 @@ mod args;
 mod backup;
 mod config;
 mod inspect;
+mod key;
 mod manual;
 mod recover;
 mod restore;
@@ -40,6 +41,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Recover => recover::run(&cli.global, sink),
         Command::Guardian(a) => recover::guardian(&cli.global, a, sink),
         Command::Store(a) => store::run(&cli.global, a, sink),
+        Command::Key(a) => key::run(&cli.global, a, sink),
         Command::Config(a) => config::run(&cli.global, a),
         Command::Completions { shell } => completions(*shell),
         Command::Man => man(),

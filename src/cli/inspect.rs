@@ -117,8 +117,9 @@ pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed
 }
 
 pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Failed> {
-    let session = Session::start(global, sink)?;
+    let mut session = Session::start(global, sink)?;
     let setup = load_optional(global, &session.exe)?;
+    session.opens_with(setup.as_ref(), &args.identity);
     let mut want = Vec::new();
     if args.all {
         want.push(Wanted::All);
@@ -190,8 +191,9 @@ fn extract_any(
 }
 
 pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, Failed> {
-    let session = Session::start(global, sink)?;
+    let mut session = Session::start(global, sink)?;
     let setup = load_optional(global, &session.exe)?;
+    session.opens_with(setup.as_ref(), &args.identity);
     let mut paths = args.paths.clone();
     if args.latest {
         // With --latest every argument is a path.

@@ -54,6 +54,8 @@ pub struct Key {
 pub struct Survey {
     pub problems: Vec<Problem>,
     pub keys: Vec<Key>,
+    /// Secrets that are referred to: dotted path of the key, and where the value is to be found.
+    pub secrets: Vec<(String, SecretRef)>,
 }
 
 pub struct Section<'a> {
@@ -256,7 +258,7 @@ impl<'a> Section<'a> {
     pub fn secret(&self, key: &str, about: &'static str) -> Option<SecretRef> {
         let one = |k: &str| json!({"type": "object", "required": [k], "properties": {k: {"type": "string"}}, "additionalProperties": false});
         let schema = json!({"oneOf": [one("credential"), one("file"), one("env")]});
-        self.ask(key, about, schema, None, |n| {
+        let answer = self.ask(key, about, schema, None, |n| {
             let how =
                 "must be a reference: { credential = \"name\" }, { file = \"/path\" } or { env = \"NAME\" }";
             let Value::Table(t) = &n.value else {
@@ -273,7 +275,10 @@ impl<'a> Section<'a> {
                 _ => return Err(how.to_owned()),
             };
             Ok((reference, json!({ kind.as_str(): text })))
-        })
+        });
+        let found = answer.iter().map(|reference: &SecretRef| (join(&self.path, key), reference.clone()));
+        self.survey.borrow_mut().secrets.extend(found);
+        answer
     }
 
     /// A table whose keys are free and whose values are texts (environment variables).
@@ -406,7 +411,7 @@ mod tests {
     fn survey(text: &str, read: impl FnOnce(&Section<'_>)) -> Survey {
         let mut problems = Vec::new();
         let doc = Doc::parse(&[(PathBuf::from("c.toml"), text.to_owned())], &mut problems);
-        let survey = Rc::new(RefCell::new(Survey { problems, keys: Vec::new() }));
+        let survey = Rc::new(RefCell::new(Survey { problems, ..Survey::default() }));
         {
             let root = Section::root(&doc, survey.clone());
             read(&root);
