@@ -8,6 +8,7 @@ pub mod gzip;
 pub mod layout;
 pub mod pack;
 pub mod read;
+pub mod seal;
 pub mod tarfile;
 pub mod tree;
 pub mod unpack;

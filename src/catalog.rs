@@ -100,7 +100,8 @@ impl<'a> Listing<'a> {
             }
         });
         let read = read.into_inner().unwrap_or_default();
-        let mut entries: Vec<Entry> = read.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        let mut entries: Vec<Entry> =
+            read.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }

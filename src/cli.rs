@@ -5,11 +5,13 @@ mod args;
 mod backup;
 mod config;
 mod inspect;
+mod key;
 mod manual;
 mod recover;
 mod restore;
 mod session;
 mod store;
+mod sync;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -39,8 +41,10 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Restore(a) => restore::run(&cli.global, a, sink),
         Command::Recover => recover::run(&cli.global, sink),
         Command::Guardian(a) => recover::guardian(&cli.global, a, sink),
+        Command::Sync(a) => sync::run(&cli.global, a, sink),
         Command::Store(a) => store::run(&cli.global, a, sink),
         Command::Config(a) => config::run(&cli.global, a, sink),
+        Command::Key(a) => key::run(&cli.global, a, sink),
         Command::Completions { shell } => completions(*shell),
         Command::Man => man(),
         Command::ProbePath { .. } => Ok(Exit::Ok),

@@ -4,12 +4,14 @@
 
 mod agent;
 mod doc;
+mod encryption;
 mod schema;
 mod section;
 mod tiers;
 
 pub use agent::{Agent, Archive, Dirs, DockerSettings, Method, Places};
 pub use doc::{Doc, Place};
+pub use encryption::{Encryption, Seal};
 pub use schema::json_schema;
 pub(crate) use section::nearest;
 pub use section::{Key, Problem, Section, Survey};

@@ -158,7 +158,9 @@ pub fn deliver(
 pub fn left_parts(to: Place<'_>, name: &BackupName, cancel: &Cancel) -> bool {
     let part = |o: &Object| {
         BackupName::of_object(&o.name).as_ref() == Some(name)
-            && [false, true].iter().any(|sealed| o.name.starts_with(&format!("{}.p", name.archive_as(*sealed))))
+            && [false, true]
+                .iter()
+                .any(|sealed| o.name.starts_with(&format!("{}.p", name.archive_as(*sealed))))
     };
     to.store.part_bytes().is_some() && to.store.list(to.dir, cancel).map_or(true, |all| all.iter().any(part))
 }
@@ -396,13 +398,24 @@ pub fn digest_of(
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<(u64, String), StoreError> {
-    let mut reader = store.open(object, cancel)?;
+    let read = digest(store.open(object, cancel)?, cancel, monitor);
+    cancel.check()?;
+    read.map_err(|source| StoreError::Io {
+        store: store.name().to_owned(),
+        action: "read",
+        object: object.to_owned(),
+        source,
+    })
+}
+
+/// Length and SHA-256 of all that comes. An interrupt is an error of reading.
+pub fn digest(mut from: impl Read, cancel: &Cancel, monitor: &dyn Monitor) -> io::Result<(u64, String)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut bytes = 0u64;
     loop {
-        cancel.check()?;
-        match reader.read(&mut buffer) {
+        cancel.check().map_err(io::Error::other)?;
+        match from.read(&mut buffer) {
             Ok(0) => return Ok((bytes, hex::encode(hasher.finalize()))),
             Ok(n) => {
                 hasher.update(&buffer[..n]);
@@ -410,14 +423,7 @@ pub fn digest_of(
                 monitor.moved(n as u64);
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => {
-                return Err(StoreError::Io {
-                    store: store.name().to_owned(),
-                    action: "read",
-                    object: object.to_owned(),
-                    source,
-                });
-            }
+            Err(e) => return Err(e),
         }
     }
 }
@@ -434,7 +440,10 @@ mod tests {
         let path = dir.join("packed");
         std::fs::write(&path, text).unwrap();
         let sha256 = hex::encode(Sha256::digest(text));
-        Parcel { packed: Packed { path, bytes: text.len() as u64, sha256 }, encryption: Encryption::default() }
+        Parcel {
+            packed: Packed { path, bytes: text.len() as u64, sha256 },
+            encryption: Encryption::default(),
+        }
     }
 
     fn try_deliver(store: &FsStore, parcel: &Parcel, attempt: Attempt) -> Result<Receipt, DeliveryError> {

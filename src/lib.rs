@@ -24,6 +24,7 @@ pub mod units;
 // Floor 1, decisions and formats: pure.
 pub mod config;
 pub mod format;
+pub mod keys;
 pub mod redact;
 
 // Floor 2, seams: the only code that touches the world.
@@ -37,6 +38,7 @@ pub mod guardian;
 pub mod held_copy;
 pub mod host;
 pub mod journal;
+pub mod keyring;
 pub mod mounts;
 pub mod notify;
 pub mod postgres;
@@ -45,8 +47,10 @@ pub mod run_guard;
 pub mod run_journal;
 pub mod setup;
 pub mod source;
+pub mod spool;
 pub mod staging;
 pub mod store;
+pub mod stored;
 pub mod target;
 pub mod vault;
 

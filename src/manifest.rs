@@ -232,7 +232,8 @@ impl Manifest {
                     &self.expected_components,
                     &self.encryption.recipients,
                 ];
-                let single = single.into_iter().chain(&self.encryption.method).chain(&self.encryption.plain_sha256);
+                let single =
+                    single.into_iter().chain(&self.encryption.method).chain(&self.encryption.plain_sha256);
                 let all = single.into_iter().chain(lists.into_iter().flatten());
                 all.chain(self.checksums.keys()).find(|text| !word(text))
             });

@@ -6,6 +6,7 @@ pub mod find;
 pub mod list;
 pub mod recover;
 pub mod restore;
+pub mod sync;
 pub mod verify;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 
 use crate::cancel::Cancel;
+use crate::keyring::Keyring;
 use crate::progress::Monitor;
 use crate::store::Owner;
 use crate::vault::Vault;
@@ -24,6 +26,8 @@ pub struct World<'a> {
     pub monitor: &'a dyn Monitor,
     pub runtime: &'a Handle,
     pub vault: &'a Vault,
+    /// What opens sealed backups.
+    pub keyring: &'a Keyring,
     pub owner: &'a Owner,
     pub exe: &'a Path,
     pub now: fn() -> Timestamp,

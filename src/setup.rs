@@ -7,9 +7,10 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use crate::config::{
-    Agent, Archive, Doc, DockerSettings, Key, Places, Problem, Section, Survey, Tier, check_tiers,
-    json_schema,
+    Agent, Archive, Doc, DockerSettings, Encryption, Key, Places, Problem, Section, Survey, Tier,
+    check_tiers, json_schema,
 };
+use crate::secret::SecretRef;
 use crate::source::{self, Configured};
 use crate::store::{self, Access, Store};
 
@@ -19,11 +20,14 @@ pub struct Setup {
     pub host: String,
     pub archive: Archive,
     pub docker: DockerSettings,
+    pub encryption: Encryption,
     pub sources: Vec<Configured>,
     pub stores: Vec<Box<dyn Store>>,
     pub tiers: Vec<Tier>,
     /// Every key that can be set here, with the value in force.
     pub keys: Vec<Key>,
+    /// Where the secrets of all keys are to be found, each once; without the identity that opens backups.
+    pub secret_refs: Vec<SecretRef>,
     /// The files it was read from.
     pub files: Vec<PathBuf>,
 }
@@ -41,12 +45,13 @@ pub struct Machine<'a> {
 pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup, Vec<Problem>> {
     let mut problems = Vec::new();
     let doc = Doc::parse(files, &mut problems);
-    let survey = Rc::new(RefCell::new(Survey { problems, keys: Vec::new() }));
+    let survey = Rc::new(RefCell::new(Survey { problems, ..Survey::default() }));
     let root = Section::root(&doc, survey.clone());
 
     let agent = Agent::read(&root, &machine.places, machine.cores);
     let archive = Archive::read(&root);
     let docker = DockerSettings::read(&root);
+    let encryption = Encryption::read(&root);
     let sources = source::read_all(&root);
     let stores = store::read_all(&root, machine.access);
     let tiers = Tier::read_all(&root);
@@ -75,24 +80,27 @@ pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup,
         return Err(problems);
     }
     let host = agent.host.clone().unwrap_or_else(|| machine.host.clone());
-    Ok(Setup {
-        agent,
-        host,
-        archive,
-        docker,
-        sources,
-        stores,
-        tiers,
-        keys: survey.keys,
-        files: doc.files.clone(),
-    })
+    let secret_refs = secret_refs(survey.secrets, encryption.identity.as_ref());
+    let (keys, files) = (survey.keys, doc.files.clone());
+    Ok(Setup { agent, host, archive, docker, encryption, sources, stores, tiers, keys, secret_refs, files })
+}
+
+/// What is referred to, each once. The identity is named as one wherever it stands: a key that opens backups is in none.
+fn secret_refs(found: Vec<(String, SecretRef)>, identity: Option<&SecretRef>) -> Vec<SecretRef> {
+    let mut refs: Vec<SecretRef> = Vec::new();
+    for (_, reference) in found {
+        if Some(&reference) != identity && !refs.contains(&reference) {
+            refs.push(reference);
+        }
+    }
+    refs
 }
 
 /// The settings of the agent, read past everything that is wrong elsewhere: for clearing up after a killed run.
 pub fn agent_alone(files: &[(PathBuf, String)], machine: &Machine<'_>) -> (Agent, Vec<Problem>) {
     let mut problems = Vec::new();
     let doc = Doc::parse(files, &mut problems);
-    let survey = Rc::new(RefCell::new(Survey { problems, keys: Vec::new() }));
+    let survey = Rc::new(RefCell::new(Survey { problems, ..Survey::default() }));
     let agent = Agent::read(&Section::root(&doc, survey.clone()), &machine.places, machine.cores);
     (agent, survey.take().problems)
 }
@@ -113,6 +121,7 @@ pub fn schema(machine: &Machine<'_>) -> Value {
     Agent::read(&root, &machine.places, machine.cores);
     Archive::read(&root);
     DockerSettings::read(&root);
+    Encryption::read(&root);
     store::read_one("name", &blank_at("stores.*", &survey), machine.access);
     Tier::read("name", &blank_at("tiers.*", &survey));
     let mut schema = json_schema("", &survey.borrow().keys);

@@ -117,12 +117,12 @@ impl Spool {
         self.limit
     }
 
-    /// A fresh directory for the archive of a run, which becomes an entry by `enter`.
-    pub fn begin(&self, name: &BackupName) -> Result<PathBuf, SpoolError> {
+    /// A fresh directory for the archive of a run.
+    pub fn begin(&self, name: &BackupName) -> Result<Slot, SpoolError> {
         make_private(&self.dir)?;
         let dir = self.dir.join(name.as_str());
         DirBuilder::new().mode(0o700).create(&dir).map_err(|e| failed("make", &dir, e))?;
-        Ok(dir)
+        Ok(Slot { dir, entered: false })
     }
 
     /// All that waits, oldest first. A note that does not read is an error of its own: the archive is not lost.
@@ -161,14 +161,24 @@ impl Spool {
     }
 }
 
-impl Entry {
-    /// Makes what was packed in `dir` an entry: from here on it survives our death.
+/// Where a run packs. It goes when it is dropped, unless it became an entry.
+pub struct Slot {
+    dir: PathBuf,
+    entered: bool,
+}
+
+impl Slot {
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes what was packed an entry: from here on it survives our death.
     pub fn enter(
-        dir: PathBuf,
+        mut self,
         manifest: &Manifest,
         parcels: &[&Parcel],
         pending: Vec<Pending>,
-    ) -> Result<Self, SpoolError> {
+    ) -> Result<Entry, SpoolError> {
         let waiting = |p: &&Parcel| Waiting {
             bytes: p.packed.bytes,
             sha256: p.packed.sha256.clone(),
@@ -176,17 +186,35 @@ impl Entry {
         };
         let archives = parcels.iter().map(waiting).collect();
         let since = manifest.timestamp.clone();
-        let entry = Self { dir, note: Note { since, manifest: manifest.clone(), archives, pending } };
+        let note = Note { since, manifest: manifest.clone(), archives, pending };
+        for parcel in parcels {
+            let path = &parcel.packed.path;
+            File::open(path).and_then(|f| f.sync_all()).map_err(|e| failed("sync", path, e))?;
+        }
+        let entry = Entry { dir: self.dir.clone(), note };
         entry.write()?;
         let parent = entry.dir.parent().unwrap_or(&entry.dir);
         sync_dir(parent).map_err(|e| failed("sync", parent, e))?;
+        self.entered = true;
         Ok(entry)
     }
+}
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !self.entered {
+            // What cannot be removed now is swept by the next run.
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+impl Entry {
     fn read(dir: PathBuf) -> Result<Self, SpoolError> {
         let path = dir.join(NOTE);
         let text = std::fs::read(&path).map_err(|e| failed("read", &path, e))?;
-        let note: Note = serde_json::from_slice(&text).map_err(|_| SpoolError::Note { path: path.clone() })?;
+        let note: Note =
+            serde_json::from_slice(&text).map_err(|_| SpoolError::Note { path: path.clone() })?;
         let named = dir.file_name().and_then(|n| n.to_str()) == Some(note.manifest.backup_name.as_str());
         if named { Ok(Self { dir, note }) } else { Err(SpoolError::Note { path }) }
     }
@@ -301,10 +329,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::new(&dir.path().join("spool"), 1000);
         let name = sample().backup_name;
-        let at = spool.begin(&name).unwrap();
+        let slot = spool.begin(&name).unwrap();
+        let at = slot.dir().to_owned();
         let (plain, sealed) = (packed(&at, false), packed(&at, true));
         let stores = vec![pending("nas", false), pending("s3", true)];
-        Entry::enter(at.clone(), &sample(), &[&plain, &sealed], stores).unwrap();
+        slot.enter(&sample(), &[&plain, &sealed], stores).unwrap();
         assert!(spool.begin(&name).is_err(), "a name that is in use is not given again");
 
         let mut entry = spool.entries().unwrap().swap_remove(0).unwrap();
@@ -322,9 +351,11 @@ mod tests {
     fn what_was_never_finished_is_swept_and_a_note_that_does_not_read_keeps_its_archive() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::new(dir.path(), 1000);
-        let half = spool.begin(&sample().backup_name).unwrap();
+        let half = dir.path().join(sample().backup_name.as_str());
+        std::fs::create_dir(&half).unwrap();
         std::fs::write(half.join("x.tar.gz"), "half").unwrap();
-        let torn = spool.begin(&"tars-backup-20260102_030406".parse().unwrap()).unwrap();
+        let torn = dir.path().join("tars-backup-20260102_030406");
+        std::fs::create_dir(&torn).unwrap();
         packed(&torn, false);
         std::fs::write(torn.join(NOTE), "{").unwrap();
         std::fs::create_dir(dir.path().join("somebody's")).unwrap();
@@ -335,11 +366,14 @@ mod tests {
     }
 
     #[test]
-    fn a_full_spool_says_so() {
+    fn a_full_spool_says_so_and_a_slot_that_was_not_entered_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::new(dir.path(), 10);
-        let at = spool.begin(&sample().backup_name).unwrap();
-        std::fs::write(at.join("x"), [0; 8]).unwrap();
+        let slot = spool.begin(&sample().backup_name).unwrap();
+        std::fs::write(slot.dir().join("x"), [0; 8]).unwrap();
         assert!(spool.has_room(2).unwrap() && !spool.has_room(3).unwrap());
+        drop(slot);
+        assert_eq!(spool.bytes().unwrap(), 0);
+        assert!(spool.names().unwrap().is_empty());
     }
 }

@@ -123,6 +123,14 @@ impl Staging {
         self.how
     }
 
+    /// Removes what components left here: it is in the archive now.
+    pub fn drop_components<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        for name in names {
+            // What cannot be removed now goes with the rest of staging.
+            let _ = std::fs::remove_dir_all(self.dir.join(name));
+        }
+    }
+
     /// The part of staging that belongs to one component.
     pub fn component(&self, name: &str) -> Result<Stage<'_>, StagingError> {
         let dir = self.dir.join(name);

@@ -91,6 +91,15 @@ impl StoreError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
+
+    /// Whether it may be over tomorrow without anybody changing the configuration.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Mount { source, .. } => !matches!(source, MountError::Missing { .. }),
+            Self::Down { .. } | Self::Refused { .. } | Self::Io { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 impl Hint for StoreError {

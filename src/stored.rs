@@ -53,8 +53,14 @@ impl Stored {
         let mut paths: Vec<String> = self.objects.iter().map(|o| object(dir, &o.name)).collect();
         paths.reverse();
         let sums = PartSums::default();
-        let mut joined =
-            Joined { store, paths, now: None, hasher: Sha256::new(), sums: sums.clone(), cancel: cancel.clone() };
+        let mut joined = Joined {
+            store,
+            paths,
+            now: None,
+            hasher: Sha256::new(),
+            sums: sums.clone(),
+            cancel: cancel.clone(),
+        };
         // An object that is not there is told as what it is, not as an error of reading.
         joined.next()?;
         Ok((Box::new(joined), sums))

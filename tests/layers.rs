@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the crate, lowest floor first.
 const FLOORS: [&[&str]; 5] = [
     &["cancel", "exit", "hint", "id", "legacy", "manifest", "progress", "secret", "units"],
-    &["config", "format", "redact"],
+    &["config", "format", "keys", "redact"],
     &[
         "archive",
         "catalog",
@@ -20,6 +20,7 @@ const FLOORS: [&[&str]; 5] = [
         "held_copy",
         "host",
         "journal",
+        "keyring",
         "mounts",
         "notify",
         "postgres",
@@ -28,8 +29,10 @@ const FLOORS: [&[&str]; 5] = [
         "run_journal",
         "setup",
         "source",
+        "spool",
         "staging",
         "store",
+        "stored",
         "target",
         "vault",
     ],

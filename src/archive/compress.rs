@@ -49,7 +49,7 @@ impl HashFile {
         Self { file: BufWriter::with_capacity(256 << 10, file), hasher: Sha256::new(), bytes: 0, reserve }
     }
 
-    pub(super) fn finish(mut self) -> io::Result<(u64, String)> {
+    pub(crate) fn finish(mut self) -> io::Result<(u64, String)> {
         self.file.flush()?;
         Ok((self.bytes, hex::encode(self.hasher.finalize())))
     }

@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::compress::Staged;
 use super::read::{Codec, codec_of};
+use crate::id::sha256_file;
 use crate::manifest::{CONFIG_DIR, Manifest};
 
 pub const MANIFEST: &str = "manifest.json";
@@ -52,11 +53,12 @@ pub fn guide(manifest: &Manifest, sections: &[(String, String)]) -> String {
         "# How to restore {name} without tars-backup\n\n\
          Written by tars-backup {} on {} at {} (UTC). All commands are stock Debian tools.\n\n\
          ## Check and unpack\n\n```\nsha256sum -c {}\ntar -xzf {}\ncd {name}\n```\n\n\
+         In parts, or sealed? `RESTORE.md` at the root of the store tells what comes before that.\n\n\
          `manifest.json` lists every file with its SHA-256, and what was counted in it. State of this backup: {}.\n",
         manifest.version,
         manifest.host,
         manifest.timestamp,
-        name.sha256_file(),
+        sha256_file(&name.archive()),
         name.archive(),
         manifest.state,
     );
@@ -78,14 +80,25 @@ pub fn store_guide() -> &'static str {
      Each backup is one archive with small files beside it, in a directory per tier:\n\n\
      - `tars-backup-YYYYMMDD_HHMMSS.tar.gz`: the archive (time in UTC)\n\
      - `….tar.gz.sha256`: its checksum\n\
+     - `….tar.gz.age`: the same, sealed; one of the identities whose public keys `….manifest.json` names opens it\n\
+     - `….p0001`, `….p0002`, …: the parts of an archive that is too long for one object; `….parts`: their checksums\n\
      - `….manifest.json`: what is in it; an archive without this file was never finished, do not use it\n\
-     - `….verified`: when its stored bytes were last found good\n\n\
+     - `….verified`: when its stored bytes were last found good; `….receipt.json`: how they came here\n\n\
      To restore with tars-backup: `tars-backup list`, then `tars-backup verify --deep NAME`.\n\n\
      To restore without it, on any Debian machine:\n\n\
      ```\n\
      sha256sum -c tars-backup-YYYYMMDD_HHMMSS.tar.gz.sha256\n\
      tar -xzf tars-backup-YYYYMMDD_HHMMSS.tar.gz\n\
      less tars-backup-YYYYMMDD_HHMMSS/RESTORE.md\n\
+     ```\n\n\
+     Before that, where it lies in parts:\n\n\
+     ```\n\
+     sha256sum -c tars-backup-YYYYMMDD_HHMMSS.tar.gz.parts\n\
+     cat tars-backup-YYYYMMDD_HHMMSS.tar.gz.p* > tars-backup-YYYYMMDD_HHMMSS.tar.gz\n\
+     ```\n\n\
+     And where it is sealed (its names end in `.age`, those of its parts have `.age` before `.p0001`), after its checksum was compared:\n\n\
+     ```\n\
+     age -d -i IDENTITY_FILE -o tars-backup-YYYYMMDD_HHMMSS.tar.gz tars-backup-YYYYMMDD_HHMMSS.tar.gz.age\n\
      ```\n\n\
      `RESTORE.md` in each archive has the commands for every component of that archive.\n"
 }

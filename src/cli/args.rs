@@ -61,8 +61,12 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Undo what a killed run left: containers that it held, files that it staged
     Recover,
+    /// Bring what waits in the spool to the stores that still lack it
+    Sync(SyncArgs),
     /// Prepare and test stores
     Store(StoreArgs),
+    /// Make and show the keys that backups are sealed with
+    Key(KeyArgs),
     /// Look at the configuration
     Config(ConfigArgs),
     /// Print completions for a shell
@@ -98,9 +102,12 @@ pub struct RestoreArgs {
     /// All but these components
     #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
     pub skip: Vec<String>,
-    /// Put the archived configuration files beside the live ones, as FILE.reference
+    /// Put the configuration files back if their originals can be opened; else beside the live ones, as FILE.reference
     #[arg(long)]
     pub restore_config: bool,
+    /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
     /// Write the data below this directory, and touch nothing else
     #[arg(long, value_name = "DIR")]
     pub to: Option<PathBuf>,
@@ -229,6 +236,9 @@ pub struct VerifyArgs {
     /// Read and check every component, not only the digest of the archive
     #[arg(long)]
     pub deep: bool,
+    /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -244,9 +254,19 @@ pub struct ExtractArgs {
     /// Directory to write to
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
+    /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
     /// Only from this store
     #[arg(long)]
     pub store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// Wait this long for another run to end, such as 12h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -263,6 +283,28 @@ pub enum StoreAction {
     Check { store: String },
     /// Take over a store of another machine
     Adopt { store: String },
+}
+
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    pub action: KeyAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyAction {
+    /// Make a new key; its recipient goes into the configuration, the key itself to a safe place
+    New {
+        /// Write it to this new file [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Show whom backups are sealed for, and whether a key that is there opens them
+    Show {
+        /// Private keys to look at, instead of those of the configuration (repeatable)
+        #[arg(long, value_name = "FILE")]
+        identity: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]

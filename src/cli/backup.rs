@@ -67,6 +67,7 @@ fn request(args: &BackupArgs) -> Result<Request, Failed> {
         skip_if_present: old.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect(),
         tags: args.tag.clone(),
         any_tier: false,
+        private: false,
     })
 }
 

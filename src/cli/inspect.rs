@@ -119,8 +119,9 @@ pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed
 }
 
 pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Failed> {
-    let session = Session::start(global, sink)?;
+    let mut session = Session::start(global, sink)?;
     let setup = load_optional(global, &session.access)?;
+    session.opens_with(setup.as_ref(), &args.identity);
     let mut want = Vec::new();
     if args.all {
         want.push(Wanted::All);
@@ -143,7 +144,11 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
     for f in &found {
         let report =
             verifying::verify(f, depth, scratch.path(), &world).map_err(|i| session.interrupted(i))?;
-        exit = exit.worst(if report.good { Exit::Ok } else { Exit::Failed });
+        exit = exit.worst(match (report.good, report.as_asked) {
+            (false, _) => Exit::Failed,
+            (true, false) => Exit::Partial,
+            (true, true) => Exit::Ok,
+        });
         reports.push(report);
     }
     session.monitor.clear();
@@ -192,8 +197,9 @@ fn extract_any(
 }
 
 pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, Failed> {
-    let session = Session::start(global, sink)?;
+    let mut session = Session::start(global, sink)?;
     let setup = load_optional(global, &session.access)?;
+    session.opens_with(setup.as_ref(), &args.identity);
     let mut paths = args.paths.clone();
     if args.latest {
         // With --latest every argument is a path.

@@ -20,7 +20,7 @@ use crate::staging::RunDir;
 use crate::target::Wishes;
 
 pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Failed> {
-    let session = Session::start(global, sink)?;
+    let mut session = Session::start(global, sink)?;
     let request = request(args)?;
     let elsewhere = request.to.is_some();
     // Data can be written elsewhere by a machine that has no configuration.
@@ -28,6 +28,7 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
         true => load_optional(global, &session.access)?,
         false => Some(load(global, &session.access)?),
     };
+    session.opens_with(setup.as_ref(), &args.identity);
     if !args.yes && !args.dry_run && !elsewhere && !std::io::stdin().is_terminal() {
         let hint = "look first with --dry-run, then again with --yes".to_owned();
         return Err(Failed::text(

@@ -14,6 +14,7 @@ use crate::exit::{Exit, Signal};
 use crate::hint::{Hint, chain};
 use crate::host::{self, Identity};
 use crate::journal::Sink;
+use crate::keyring::Keyring;
 use crate::ops::World;
 use crate::render::monitor::FaceMonitor;
 use crate::setup::{self, Machine, Setup};
@@ -74,6 +75,7 @@ pub struct Session {
     pub monitor: FaceMonitor,
     pub vault: Arc<Vault>,
     pub access: Access,
+    pub keyring: Keyring,
 }
 
 impl Session {
@@ -104,7 +106,13 @@ impl Session {
         let run = format!("{}-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"), std::process::id());
         let monitor = FaceMonitor::new(run, vault.clone(), sink, global.quiet || global.json);
         let access = Access { exe, runtime: runtime.handle().clone(), vault: vault.clone() };
-        Ok(Self { cancel, runtime, monitor, vault, access })
+        Ok(Self { cancel, runtime, monitor, vault, keyring: Keyring::default(), access })
+    }
+
+    /// Says where the private keys are to be found: in the files that were named, else where the configuration says.
+    pub fn opens_with(&mut self, setup: Option<&Setup>, given: &[PathBuf]) {
+        let configured = setup.and_then(|s| s.encryption.identity.clone());
+        self.keyring = Keyring::new(configured, given.to_vec());
     }
 
     pub fn owner(&self, setup: &Setup, identity: Identity) -> Result<Owner, Failed> {
@@ -129,6 +137,7 @@ impl Session {
             monitor: &self.monitor,
             runtime: self.runtime.handle(),
             vault: &self.vault,
+            keyring: &self.keyring,
             owner,
             exe: &self.access.exe,
             now: Timestamp::now,

@@ -22,6 +22,9 @@ pub struct Agent {
     pub state_dir: PathBuf,
     pub staging_dir: PathBuf,
     pub runtime_dir: PathBuf,
+    pub spool_dir: PathBuf,
+    /// Bytes that may wait in the spool.
+    pub spool_limit: u64,
     /// Sources that are captured at the same time.
     pub jobs: usize,
     /// Threads that compress.
@@ -72,6 +75,7 @@ pub struct DockerSettings {
 }
 
 const MAX_THREADS: i64 = 16;
+const SPOOL_LIMIT: u64 = 50 << 30;
 
 impl Agent {
     pub fn read(root: &Section<'_>, places: &Places, cores: usize) -> Self {
@@ -82,7 +86,7 @@ impl Agent {
         }
         let state_dir =
             s.path_or("state_dir", &places.state, "What must survive a reboot: staging, spool, caches");
-        let staging_default = state_dir.join("staging");
+        let (staging_default, spool_default) = (state_dir.join("staging"), state_dir.join("spool"));
         let threads = i64::try_from(cores).unwrap_or(MAX_THREADS).clamp(1, MAX_THREADS);
         let agent = Self {
             host,
@@ -97,6 +101,12 @@ impl Agent {
                 "Private scratch space of a run: about twice the compressed size",
             ),
             runtime_dir: s.path_or("runtime_dir", &places.runtime, "Where the lock lies; one lock per host"),
+            spool_dir: s.path_or("spool_dir", &spool_default, "Where archives wait that a store still lacks"),
+            spool_limit: s.bytes_or(
+                "spool_limit",
+                SPOOL_LIMIT,
+                "How much may wait there; what does not fit is lost when a store fails",
+            ),
             state_dir,
             jobs: usize::try_from(s.whole_or("jobs", 3, "Sources captured at the same time", 1..=32))
                 .unwrap_or(1),
@@ -119,7 +129,7 @@ impl Agent {
 
     /// Directories of our own that no source ever captures.
     pub fn own_dirs(&self) -> Vec<&Path> {
-        vec![&self.state_dir, &self.staging_dir, &self.runtime_dir]
+        vec![&self.state_dir, &self.staging_dir, &self.runtime_dir, &self.spool_dir]
     }
 }
 

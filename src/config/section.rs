@@ -54,6 +54,8 @@ pub struct Key {
 pub struct Survey {
     pub problems: Vec<Problem>,
     pub keys: Vec<Key>,
+    /// Secrets that are referred to: dotted path of the key, and where the value is to be found.
+    pub secrets: Vec<(String, SecretRef)>,
 }
 
 pub struct Section<'a> {
@@ -218,6 +220,23 @@ impl<'a> Section<'a> {
         .unwrap_or(default)
     }
 
+    /// A size in bytes.
+    pub fn bytes_or(&self, key: &str, default: u64, about: &'static str) -> u64 {
+        let shown = Some(json!(units::show_bytes(default)));
+        self.ask(key, about, json!({"type": "string", "examples": ["512 MiB", "20 GiB"]}), shown, |n| {
+            let wanted = "must be a size such as \"512 MiB\" or \"20 GiB\"";
+            match &n.value {
+                Value::Text(t) => match units::bytes(t) {
+                    Some(bytes) if bytes > 0 => Ok((bytes, json!(t))),
+                    Some(_) => Err("must be more than nothing".to_owned()),
+                    None => Err(format!("{wanted}, not {t:?}")),
+                },
+                other => Err(format!("{wanted} in quotes, not {}", other.kind())),
+            }
+        })
+        .unwrap_or(default)
+    }
+
     /// One of a few words.
     pub fn choice<T: Copy>(&self, key: &str, options: &[(&'static str, T)], about: &'static str) -> T {
         let words: Vec<&str> = options.iter().map(|(w, _)| *w).collect();
@@ -256,7 +275,7 @@ impl<'a> Section<'a> {
     pub fn secret(&self, key: &str, about: &'static str) -> Option<SecretRef> {
         let one = |k: &str| json!({"type": "object", "required": [k], "properties": {k: {"type": "string"}}, "additionalProperties": false});
         let schema = json!({"oneOf": [one("credential"), one("file"), one("env")]});
-        self.ask(key, about, schema, None, |n| {
+        let answer = self.ask(key, about, schema, None, |n| {
             let how =
                 "must be a reference: { credential = \"name\" }, { file = \"/path\" } or { env = \"NAME\" }";
             let Value::Table(t) = &n.value else {
@@ -273,7 +292,10 @@ impl<'a> Section<'a> {
                 _ => return Err(how.to_owned()),
             };
             Ok((reference, json!({ kind.as_str(): text })))
-        })
+        });
+        let found = answer.iter().map(|reference: &SecretRef| (join(&self.path, key), reference.clone()));
+        self.survey.borrow_mut().secrets.extend(found);
+        answer
     }
 
     /// A table whose keys are free and whose values are texts (environment variables).
@@ -406,7 +428,7 @@ mod tests {
     fn survey(text: &str, read: impl FnOnce(&Section<'_>)) -> Survey {
         let mut problems = Vec::new();
         let doc = Doc::parse(&[(PathBuf::from("c.toml"), text.to_owned())], &mut problems);
-        let survey = Rc::new(RefCell::new(Survey { problems, keys: Vec::new() }));
+        let survey = Rc::new(RefCell::new(Survey { problems, ..Survey::default() }));
         {
             let root = Section::root(&doc, survey.clone());
             read(&root);

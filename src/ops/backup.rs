@@ -6,6 +6,7 @@ mod compose;
 mod deliver;
 mod preview;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,10 @@ use serde_json::{Map, Value};
 use super::World;
 use crate::archive::gzip::Pool;
 use crate::archive::pack::PackError;
+use crate::archive::seal::SealError;
 use crate::cancel::Interrupted;
-use crate::catalog;
-use crate::config::{Components, Tier};
+use crate::catalog::Listing;
+use crate::config::{Components, Seal, Tier};
 use crate::delivery::Receipt;
 use crate::docker::hold::Holds;
 use crate::docker::{Docker, DockerError};
@@ -31,10 +33,14 @@ use crate::run_guard::RunGuard;
 use crate::run_journal::RunJournal;
 use crate::setup::Setup;
 use crate::source::{Configured, Context, MODELS};
+use crate::spool::{Spool, SpoolError};
 use crate::staging::{Staging, StagingError, make_private};
 use crate::store::{self, FsStore, Store, StoreError};
 
 pub use preview::{Preview, preview};
+
+use deliver::{Bench, Shipment};
+pub(super) use deliver::{bring, committed};
 
 /// What was asked for.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +56,8 @@ pub struct Request {
     /// What `only` names need not belong to the tier.
     pub any_tier: bool,
     pub tags: Vec<String>,
+    /// For ourselves, on this machine: never sealed, whatever the configuration says.
+    pub private: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +94,8 @@ pub struct BackupPlan<'a> {
 pub struct Target<'a> {
     pub store: TargetStore<'a>,
     pub dir: String,
+    /// Whether it gets the archive sealed.
+    pub sealed: bool,
 }
 
 pub enum TargetStore<'a> {
@@ -99,6 +109,11 @@ impl Target<'_> {
             TargetStore::Configured(s) => *s,
             TargetStore::Directory(s) => s,
         }
+    }
+
+    /// Whether it is a store that is there tomorrow, and can be waited for.
+    pub fn is_configured(&self) -> bool {
+        matches!(self.store, TargetStore::Configured(_))
     }
 }
 
@@ -152,16 +167,32 @@ pub fn plan<'a>(
     }
     let targets = match &request.output_dir {
         Some(dir) => {
-            vec![Target { store: TargetStore::Directory(FsStore::unmarked(dir, exe)), dir: String::new() }]
+            let store = FsStore::unmarked(dir, exe);
+            let sealed = !request.private && seals(setup, &store);
+            vec![Target { store: TargetStore::Directory(store), dir: String::new(), sealed }]
         }
         None => tier
             .stores
             .iter()
             .filter_map(|name| setup.store(name))
-            .map(|s| Target { store: TargetStore::Configured(s), dir: tier.path.clone() })
+            .map(|s| Target {
+                store: TargetStore::Configured(s),
+                dir: store::tier_dir(s, &setup.host, &tier.path),
+                sealed: seals(setup, s),
+            })
             .collect(),
     };
     Ok(BackupPlan { tier, expected, selected, targets, request })
+}
+
+/// Whether archives in that store are sealed.
+pub(super) fn seals(setup: &Setup, store: &dyn Store) -> bool {
+    let wanted = match setup.encryption.seal {
+        Seal::Always => true,
+        Seal::Never => false,
+        Seal::Offsite => store.is_offsite(),
+    };
+    wanted && !setup.encryption.recipients.is_empty()
 }
 
 /// An error as the outcome keeps it: one line, and what to do.
@@ -172,7 +203,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn of<E: std::error::Error + Hint>(e: &E, world: &World<'_>) -> Self {
+    pub(super) fn of<E: std::error::Error + Hint>(e: &E, world: &World<'_>) -> Self {
         Self { error: world.vault.scrub(&chain(e)), hint: e.hint().map(|h| world.vault.scrub(&h)) }
     }
 
@@ -222,6 +253,8 @@ pub struct ComponentResult {
 pub struct StoreResult {
     pub store: String,
     pub receipt: Option<Receipt>,
+    /// Whether the backup waits in the spool for this store.
+    pub spooled: bool,
     #[serde(flatten)]
     pub failure: Option<Failure>,
 }
@@ -250,6 +283,19 @@ pub enum BackupError {
     Manifest(#[from] ManifestError),
     #[error("cannot start the compression threads")]
     Threads(#[source] std::io::Error),
+    #[error(transparent)]
+    Seal(SealError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+impl From<SealError> for BackupError {
+    fn from(e: SealError) -> Self {
+        match e {
+            SealError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Seal(e),
+        }
+    }
 }
 
 impl From<PackError> for BackupError {
@@ -266,6 +312,8 @@ impl Hint for BackupError {
         match self {
             Self::Staging(e) => e.hint(),
             Self::Pack(e) => e.hint(),
+            Self::Seal(e) => e.hint(),
+            Self::Spool(e) => e.hint(),
             _ => None,
         }
     }
@@ -310,11 +358,15 @@ fn run_with(
 
     let mut usable = Vec::new();
     let mut stores = Vec::new();
+    let mut may_pass = false;
     for target in &plan.targets {
         match check_target(target, world) {
             Ok(()) => usable.push(target),
             Err(StoreError::Interrupted(i)) => return Err(i.into()),
-            Err(e) => stores.push(store_failed(target.store().name(), Failure::of(&e, world), world)),
+            Err(e) => {
+                may_pass |= target.is_configured() && e.may_pass();
+                stores.push(store_failed(target.store().name(), Failure::of(&e, world), world));
+            }
         }
     }
     let outcome = |name, stores, components| Outcome {
@@ -328,7 +380,8 @@ fn run_with(
         stores,
         left_held: Vec::new(),
     };
-    if usable.is_empty() {
+    // What is captured tonight is worth keeping where a store may come back; else no service is held for nothing.
+    if usable.is_empty() && !may_pass {
         return Ok(outcome(None, stores, Vec::new()));
     }
 
@@ -343,15 +396,25 @@ fn run_with(
         return Ok(outcome(Some(name), stores, components));
     }
 
-    let (manifest, packed) = compose::pack_all(plan, &mut captured, &staging, &name, time, world)?;
+    let bytes =
+        captured.iter().filter_map(|c| c.outcome.as_ref().ok()).flat_map(|c| &c.staged).map(|s| s.bytes);
+    let bench = Bench::prepare(setup, plan, bytes.sum(), &staging, &name, world);
+    let (manifest, packed) =
+        compose::pack_all(plan, &mut captured, &staging, bench.dir(), &name, time, world)?;
     let components = captured.iter().map(|c| compose::result_of(c, world)).collect();
-    stores.extend(deliver::all(&usable, &manifest, &packed, world)?);
+    staging.drop_components(captured.iter().map(|c| c.configured.name.as_str()));
+    let shipment = Shipment::prepare(setup, plan, &manifest, packed, bench, &stores, &staging, world)?;
+    for failed in &mut stores {
+        failed.spooled = shipment.is_spooled();
+    }
+    stores.extend(deliver::all(&usable, &manifest, &shipment, world)?);
+    let packed = shipment.packed();
     Ok(Outcome {
         name: Some(name),
         tier,
         state: Some(manifest.state),
-        bytes: packed.bytes,
-        sha256: Some(packed.sha256),
+        bytes: packed.map_or(0, |p| p.bytes),
+        sha256: packed.map(|p| p.sha256.clone()),
         duration_ms: millis(started.elapsed()),
         components,
         stores,
@@ -450,18 +513,27 @@ fn choose_name(
     usable: &[&Target<'_>],
     world: &World<'_>,
 ) -> Result<(BackupName, Timestamp), Interrupted> {
-    let all = setup.stores.iter().map(AsRef::as_ref);
-    let reachable: Vec<&dyn Store> = all.filter(|s| s.reach(world.cancel).is_ok()).collect();
+    // A listing that fails now fails the delivery later; a name in use is refused there too.
+    let mut used = BTreeSet::new();
+    let mut look = |store: &dyn Store, dir: &str| {
+        if let Ok(listing) = Listing::of(store, dir, world.cancel) {
+            used.extend(listing.used());
+        }
+    };
+    for target in usable {
+        look(target.store(), &target.dir);
+    }
+    for store in setup.stores.iter().map(AsRef::as_ref).filter(|s| s.reach(world.cancel).is_ok()) {
+        for tier in &setup.tiers {
+            look(store, &store::tier_dir(store, &setup.host, &tier.path));
+        }
+    }
+    used.extend(Spool::new(&setup.agent.spool_dir, 0).names().unwrap_or_default());
     loop {
         world.cancel.check()?;
         let time = (world.now)();
         let name = BackupName::at(time);
-        // A listing that fails now fails the delivery later; a name in use is refused there too.
-        let knows =
-            |store: &dyn Store, dir: &str| catalog::knows(store, dir, &name, world.cancel).unwrap_or(false);
-        let taken = usable.iter().any(|target| knows(target.store(), &target.dir))
-            || reachable.iter().any(|store| setup.tiers.iter().any(|tier| knows(*store, &tier.path)));
-        if !taken {
+        if !used.contains(&name) {
             return Ok((name, time));
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -471,7 +543,7 @@ fn choose_name(
 fn store_failed(store: &str, failure: Failure, world: &World<'_>) -> StoreResult {
     let text = format!("{}{}", failure.error, failure.hint_text());
     world.monitor.event(Event::new(What::StoreFailed, text).store(store));
-    StoreResult { store: store.to_owned(), receipt: None, failure: Some(failure) }
+    StoreResult { store: store.to_owned(), receipt: None, spooled: false, failure: Some(failure) }
 }
 
 fn millis(d: Duration) -> u64 {

@@ -11,13 +11,13 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::World;
-use super::find::Found;
+use super::find::{Found, OpenError};
 use crate::archive::read::walk_archive;
 use crate::cancel::Interrupted;
 use crate::delivery;
 use crate::format::tarwalk::{Body, Entry, Kind, TarError};
 use crate::hint::Hint;
-use crate::store::{StoreError, object};
+use crate::store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExtractError {
@@ -25,6 +25,8 @@ pub enum ExtractError {
     Interrupted(#[from] Interrupted),
     #[error(transparent)]
     Store(StoreError),
+    #[error(transparent)]
+    Open(OpenError),
     #[error("{name} is damaged: {why}")]
     Damaged { name: String, why: String },
     #[error("the archive cannot be read")]
@@ -56,6 +58,15 @@ impl From<StoreError> for ExtractError {
     }
 }
 
+impl From<OpenError> for ExtractError {
+    fn from(e: OpenError) -> Self {
+        match e {
+            OpenError::Store(e) => e.into(),
+            e => Self::Open(e),
+        }
+    }
+}
+
 impl From<TarError> for ExtractError {
     fn from(e: TarError) -> Self {
         Self::Tar(e)
@@ -66,6 +77,7 @@ impl Hint for ExtractError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Store(e) => return e.hint(),
+            Self::Open(e) => return e.hint(),
             Self::Damaged { .. } | Self::Tar(_) | Self::Hostile { .. } => {
                 "use another copy or another backup: tars-backup list".into()
             }
@@ -96,9 +108,10 @@ pub fn extract(
     let name = found.entry.name.to_string();
     let damaged = |why: String| ExtractError::Damaged { name: name.clone(), why };
     let manifest = found.entry.manifest.as_ref().map_err(|e| damaged(crate::hint::chain(e)))?;
-    let archive = object(&found.dir, &found.entry.name.archive());
     world.monitor.phase(&format!("extracting {name}"), manifest.bytes.map(|b| 2 * b));
-    let (_, sha256) = delivery::digest_of(found.store(), &archive, world.cancel, world.monitor)?;
+    let (reader, _) = found.open(world.cancel)?;
+    let read = |source| ExtractError::Read { member: manifest.archive_file(), source };
+    let (_, sha256) = delivery::digest(reader, world.cancel, world.monitor).map_err(read)?;
     if manifest.sha256.as_deref() != Some(sha256.as_str()) {
         return Err(damaged("its bytes have another SHA-256 than the manifest says".into()));
     }
@@ -108,7 +121,7 @@ pub fn extract(
     let mut out = Extracted { name: name.clone(), to: to.to_owned(), files: Vec::new(), bytes: 0 };
     let prefix = format!("{name}/");
     walk_archive(
-        found.store().open(&archive, world.cancel)?,
+        found.open_plain(manifest, world)?,
         |entry: &Entry, body: &mut Body<'_>| -> Result<(), ExtractError> {
             world.cancel.check()?;
             let shown = crate::archive::tree::show_name(&entry.path);

@@ -1,13 +1,20 @@
 //! Which stored backup is meant.
 
+use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
+use super::World;
+use crate::archive::seal::{SealError, unseal};
 use crate::cancel::Cancel;
 use crate::catalog::{self, Entry};
 use crate::hint::Hint;
 use crate::id::BackupName;
+use crate::keyring::KeyError;
+use crate::manifest::Manifest;
 use crate::setup::Setup;
-use crate::store::{FsStore, Store, StoreError};
+use crate::store::{self, FsStore, HOSTS, Store, StoreError, object};
+use crate::stored::PartSums;
 
 /// How a person names a backup.
 #[derive(Debug, Clone)]
@@ -50,14 +57,67 @@ pub struct Found<'a> {
 
 pub enum StoreRef<'a> {
     Configured(&'a dyn Store),
-    Directory(Box<FsStore>),
+    /// One that was named for this command alone.
+    Named(Arc<dyn Store>),
 }
 
 impl Found<'_> {
     pub fn store(&self) -> &dyn Store {
         match &self.store {
             StoreRef::Configured(s) => *s,
-            StoreRef::Directory(s) => s.as_ref(),
+            StoreRef::Named(s) => s.as_ref(),
+        }
+    }
+
+    /// Its archive as it is stored, and the digests of its parts once they are read.
+    pub fn open(&self, cancel: &Cancel) -> Result<(Box<dyn Read + Send + '_>, PartSums), StoreError> {
+        self.entry.archive.open(self.store(), &self.dir, cancel)
+    }
+
+    /// Its archive as it was packed: a sealed one is opened.
+    pub fn open_plain(
+        &self,
+        manifest: &Manifest,
+        world: &World<'_>,
+    ) -> Result<Box<dyn Read + Send + '_>, OpenError> {
+        let (stored, _) = self.open(world.cancel)?;
+        opened(stored, manifest, world)
+    }
+}
+
+/// The plain archive in what a store holds.
+pub fn opened<'a>(
+    stored: Box<dyn Read + Send + 'a>,
+    manifest: &Manifest,
+    world: &World<'_>,
+) -> Result<Box<dyn Read + Send + 'a>, OpenError> {
+    if !manifest.encryption.is_sealed() {
+        return Ok(stored);
+    }
+    let identities = world.keyring.identities(world.vault)?.ok_or(OpenError::NoIdentity)?;
+    Ok(unseal(stored, &identities)?)
+}
+
+/// Why the archive of a backup cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error("it is sealed, and no identity is here")]
+    NoIdentity,
+}
+
+impl Hint for OpenError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(e) => e.hint(),
+            Self::Seal(e) => e.hint(),
+            Self::Key(e) => e.hint(),
+            Self::NoIdentity => Some("name the file of an identity: --identity FILE".into()),
         }
     }
 }
@@ -70,6 +130,10 @@ pub enum FindError {
     NoStore(String),
     #[error("there is no tier {0:?}")]
     NoTier(String),
+    #[error("no machine {host:?} has backups there")]
+    NoHost { host: String, known: String },
+    #[error("several machines have backups there: {0}")]
+    ManyHosts(String),
     #[error("{0} is in no store")]
     NoBackup(String),
     #[error("no backup is complete enough to be the latest")]
@@ -87,6 +151,8 @@ impl Hint for FindError {
         Some(match self {
             Self::Store(e) => return e.hint(),
             Self::NoStore(_) | Self::NoTier(_) => "see what is configured: tars-backup config show".into(),
+            Self::NoHost { known, .. } => format!("there are those of: {known}"),
+            Self::ManyHosts(_) => "say whose: --host NAME".into(),
             Self::NoBackup(_) => "see what there is: tars-backup list".into(),
             Self::NoLatest | Self::Empty => {
                 "make one: tars-backup backup; see what there is: tars-backup list".into()
@@ -138,19 +204,66 @@ fn of_store<'a>(
         if filter.tier.as_deref().is_some_and(|n| n != tier.name.as_str()) {
             continue;
         }
-        for entry in catalog::list(store, &tier.path, cancel)? {
+        let host = filter.host.as_deref().unwrap_or(&setup.host);
+        let dir = store::tier_dir(store, host, &tier.path);
+        for entry in catalog::list(store, &dir, cancel)? {
             cancel.check()?;
-            let host = entry.manifest.as_ref().map(|m| m.host.as_str()).ok();
-            if filter.host.as_deref().is_none_or(|h| host == Some(h)) {
-                found.push(Found {
-                    store: StoreRef::Configured(store),
-                    dir: tier.path.clone(),
-                    tier: tier.name.to_string(),
-                    entry,
-                });
+            if is_of(&entry, filter.host.as_deref()) {
+                let tier = tier.name.to_string();
+                found.push(Found { store: StoreRef::Configured(store), dir: dir.clone(), tier, entry });
             }
         }
     }
+    Ok(found)
+}
+
+fn is_of(entry: &Entry, host: Option<&str>) -> bool {
+    let made_by = entry.manifest.as_ref().map(|m| m.host.as_str()).ok();
+    host.is_none_or(|h| made_by == Some(h))
+}
+
+/// Deeper than any path of a tier; a loop of links ends there.
+const DEEPEST: usize = 8;
+
+/// All committed backups of a store of which no configuration knows the tiers, oldest first: every directory is looked
+/// into. Where several machines share it, `host` says which one is meant.
+pub fn everywhere(
+    store: Arc<dyn Store>,
+    host: Option<&str>,
+    cancel: &Cancel,
+) -> Result<Vec<Found<'static>>, FindError> {
+    store.reach(cancel)?;
+    let hosts = store.dirs(HOSTS, cancel)?;
+    let home = match (host, hosts.as_slice()) {
+        (_, []) => String::new(),
+        (Some(host), hosts) => {
+            let name = crate::id::encode(host);
+            if !hosts.contains(&name) {
+                return Err(FindError::NoHost { host: host.to_owned(), known: hosts.join(", ") });
+            }
+            object(HOSTS, &name)
+        }
+        (None, [one]) => object(HOSTS, one),
+        (None, several) => return Err(FindError::ManyHosts(several.join(", "))),
+    };
+    let mut dirs = vec![(home.clone(), 0)];
+    let mut found = Vec::new();
+    while let Some((dir, depth)) = dirs.pop() {
+        if depth < DEEPEST {
+            let below = store.dirs(&dir, cancel)?;
+            let hosts_of_others = |name: &String| dir.is_empty() && name == HOSTS;
+            dirs.extend(
+                below.iter().filter(|n| !hosts_of_others(n)).map(|name| (object(&dir, name), depth + 1)),
+            );
+        }
+        for entry in catalog::list(store.as_ref(), &dir, cancel)? {
+            if is_of(&entry, host) {
+                let tier = dir.strip_prefix(&home).unwrap_or(&dir).trim_start_matches('/').to_owned();
+                found.push(Found { store: StoreRef::Named(store.clone()), dir: dir.clone(), tier, entry });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.entry.name.cmp(&b.entry.name));
     Ok(found)
 }
 
@@ -185,5 +298,5 @@ pub fn file(path: &Path, exe: &Path, cancel: &Cancel) -> Result<Found<'static>, 
         .into_iter()
         .find(|e| e.name == name)
         .ok_or_else(|| FindError::NotCommitted(shown, name.manifest_file()))?;
-    Ok(Found { store: StoreRef::Directory(Box::new(store)), dir: String::new(), tier: String::new(), entry })
+    Ok(Found { store: StoreRef::Named(Arc::new(store)), dir: String::new(), tier: String::new(), entry })
 }

@@ -23,6 +23,7 @@ pub struct Row {
     /// Why it is damaged.
     pub error: Option<String>,
     pub stores: Vec<String>,
+    /// Whether any of its copies is sealed.
     pub sealed: bool,
     pub components: Vec<String>,
     pub failed_components: Vec<String>,
@@ -47,6 +48,7 @@ pub fn rows(found: &[Found<'_>], now: Timestamp) -> Vec<Row> {
         );
         if let Some(row) = grouped.get_mut(&key) {
             row.stores.push(f.store().name().to_owned());
+            row.sealed |= f.entry.manifest.as_ref().is_ok_and(|m| m.encryption.is_sealed());
             row.verified = match (row.verified.take(), f.entry.verified.clone()) {
                 (Some(a), Some(b)) => Some(if a.time <= b.time { a } else { b }),
                 _ => None,
@@ -83,7 +85,7 @@ fn row(f: &Found<'_>, damage: Option<String>, now: Timestamp) -> Row {
         ),
         error: damage,
         stores: vec![f.store().name().to_owned()],
-        sealed: false,
+        sealed: manifest.is_some_and(|m| m.encryption.is_sealed()),
         components: manifest.map(|m| m.components.clone()).unwrap_or_default(),
         failed_components: manifest.map(|m| m.failed_components.clone()).unwrap_or_default(),
         only: manifest.map(|m| m.only.clone()).unwrap_or_default(),

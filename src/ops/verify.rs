@@ -12,11 +12,12 @@ use super::World;
 use super::find::Found;
 use crate::archive::layout::{self, config_digest};
 use crate::archive::read::{codec_of, decompress, walk_archive};
+use crate::archive::seal::{SealError, unseal};
 use crate::cancel::{Cancel, Interrupted};
-use crate::delivery::{self, Depth, mark_verified};
+use crate::delivery::{Depth, mark_verified};
 use crate::format::tarwalk::{Body, Entry as TarEntry, Kind, TarError};
 use crate::hint::chain;
-use crate::id::show_name;
+use crate::id::{parts_file, sha256_file, show_name};
 use crate::legacy;
 use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, sha256_line};
 use crate::progress::{Event, Monitor, What};
@@ -28,7 +29,10 @@ pub struct Report {
     pub name: String,
     pub store: String,
     pub tier: String,
+    /// How deep it was looked at: less than was asked for, where a sealed archive could not be opened.
     pub depth: Depth,
+    /// Whether that is as deep as was asked for.
+    pub as_asked: bool,
     pub good: bool,
     /// Every fault that was found; empty when it is good.
     pub faults: Vec<String>,
@@ -54,6 +58,7 @@ pub fn verify(
         store: store.name().to_owned(),
         tier: found.tier.clone(),
         depth,
+        as_asked: true,
         good: false,
         faults: Vec::new(),
         notes: Vec::new(),
@@ -77,7 +82,7 @@ pub fn verify(
 
 /// Renews the mark of a good copy; takes that of a bad one away, so that nothing relies on it.
 fn note(found: &Found<'_>, report: &mut Report, world: &World<'_>) {
-    let (store, name) = (found.store(), &found.entry.name);
+    let store = found.store();
     let noted = if report.good {
         let sha256 = found.entry.manifest.as_ref().ok().and_then(|m| m.sha256.clone()).unwrap_or_default();
         mark_verified(store, &found.dir, name, report.depth, &sha256, (world.now)())
@@ -107,41 +112,40 @@ fn check(
     world: &World<'_>,
     report: &mut Report,
 ) -> Result<(), StoreError> {
-    let (store, name) = (found.store(), &found.entry.name);
+    let store = found.store();
     let wanted = manifest.sha256.clone().unwrap_or_default();
-    match store.read_small(&object(&found.dir, &name.sha256_file()), world.cancel) {
+    let archive = manifest.archive_file();
+    let sidecar = sha256_file(&archive);
+    match store.read_small(&object(&found.dir, &sidecar), world.cancel) {
         // There it is all that is known of the archive, and was read for that.
         Ok(_) if manifest.legacy => {}
-        Ok(line) if line == sha256_line(&wanted, &name.archive()).as_bytes() => {}
-        Ok(_) => report.faults.push(format!("{} does not say what the manifest says", name.sha256_file())),
-        Err(e) if e.is_not_found() => report.faults.push(format!("{} is missing", name.sha256_file())),
+        Ok(line) if line == sha256_line(&wanted, &archive).as_bytes() => {}
+        Ok(_) => report.faults.push(format!("{sidecar} does not say what the manifest says")),
+        Err(e) if e.is_not_found() => report.faults.push(format!("{sidecar} is missing")),
         Err(e) => return Err(e),
     }
-    let archive = object(&found.dir, &name.archive());
-    let (bytes, sha256) = match depth {
-        Depth::Digest => delivery::digest_of(store, &archive, world.cancel, world.monitor)?,
-        Depth::Deep => {
-            let reader = store.open(&archive, world.cancel)?;
-            let mut tee = Tee::new(reader, world.cancel, world.monitor);
-            let inside = match manifest.legacy {
-                true => walk_legacy(&mut tee, manifest, scratch, report),
-                false => walk(&mut tee, manifest, scratch, report),
-            };
-            if let Err(Fault(text)) = inside {
-                report.faults.push(text);
+    let (reader, sums) = found.entry.archive.open(store, &found.dir, world.cancel)?;
+    let mut tee = Tee::new(reader, world.cancel, world.monitor);
+    if depth == Depth::Deep {
+        look_inside(&mut tee, manifest, scratch, world, report);
+    }
+    world.cancel.check()?;
+    // The digest is over all of it, also behind the place where looking stopped.
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match tee.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(_) if world.cancel.check().is_err() => return Err(Interrupted.into()),
+            Err(source) => {
+                let (store, object) = (store.name().to_owned(), archive);
+                return Err(StoreError::Io { store, action: "read", object, source });
             }
-            world.cancel.check()?;
-            // The digest is over all of it, also behind the place where reading stopped.
-            io::copy(&mut tee, &mut io::sink()).map_err(|source| StoreError::Io {
-                store: store.name().to_owned(),
-                action: "read",
-                object: archive.clone(),
-                source,
-            })?;
-            world.cancel.check()?;
-            tee.finish()
         }
-    };
+    }
+    let (bytes, sha256) = tee.finish();
+    let sums = sums.lock().map(|s| s.clone()).unwrap_or_default();
+    check_parts(found, &archive, &sums, world.cancel, report)?;
     if manifest.bytes != Some(bytes) {
         report.faults.insert(
             0,
@@ -159,6 +163,65 @@ impl From<TarError> for Fault {
     fn from(e: TarError) -> Self {
         Self(chain(&e))
     }
+}
+
+/// What is in the archive; a sealed one is opened first, where somebody here can.
+fn look_inside(
+    tee: &mut Tee<'_>,
+    manifest: &Manifest,
+    scratch: &Path,
+    world: &World<'_>,
+    report: &mut Report,
+) {
+    let inside = match (manifest.encryption.is_sealed(), manifest.legacy) {
+        (true, _) => match world.keyring.identities(world.vault) {
+            Ok(Some(identities)) => match unseal(Box::new(&mut *tee), &identities) {
+                Ok(mut plain) => walk(&mut plain, manifest, scratch, report).and_then(|()| {
+                    // Only at its end does age know that nothing is missing.
+                    let rest = io::copy(&mut plain, &mut io::sink());
+                    rest.map(|_| ()).map_err(|e| Fault(format!("the sealed archive: {e}")))
+                }),
+                Err(e @ SealError::NoIdentity { .. }) => return only_outside(&chain(&e), report),
+                Err(e) => Err(Fault(chain(&e))),
+            },
+            Ok(None) => return only_outside("it is sealed, and no identity is here", report),
+            Err(e) => return only_outside(&chain(&e), report),
+        },
+        (false, true) => walk_legacy(tee, manifest, scratch, report),
+        (false, false) => walk(tee, manifest, scratch, report),
+    };
+    if let Err(Fault(text)) = inside {
+        report.faults.push(text);
+    }
+}
+
+fn only_outside(why: &str, report: &mut Report) {
+    report.depth = Depth::Digest;
+    report.as_asked = false;
+    report.notes.push(format!("only the digest of the sealed archive was checked: {why}"));
+}
+
+/// The digests of the parts, as a person with stock tools would check them.
+fn check_parts(
+    found: &Found<'_>,
+    archive: &str,
+    sums: &[String],
+    cancel: &Cancel,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    if !found.entry.archive.in_parts(archive) {
+        return Ok(());
+    }
+    let file = parts_file(archive);
+    let parts = found.entry.archive.objects().iter().zip(sums);
+    let wanted: String = parts.map(|(part, sha256)| sha256_line(sha256, &part.name)).collect();
+    match found.store().read_small(&object(&found.dir, &file), cancel) {
+        Ok(lines) if lines == wanted.as_bytes() => {}
+        Ok(_) => report.faults.push(format!("{file} does not say what the parts are")),
+        Err(e) if e.is_not_found() => report.faults.push(format!("{file} is missing")),
+        Err(e) => return Err(e),
+    }
+    Ok(())
 }
 
 /// Reads the archive to its end and compares everything in it with the manifest.
@@ -343,14 +406,14 @@ impl<R: Read> Read for HashRead<R> {
 
 /// Hashes and counts the archive while it is read; an interrupt is a read error.
 struct Tee<'a> {
-    inner: HashRead<Box<dyn Read + Send>>,
+    inner: HashRead<Box<dyn Read + Send + 'a>>,
     bytes: u64,
     cancel: &'a Cancel,
     monitor: &'a dyn Monitor,
 }
 
 impl<'a> Tee<'a> {
-    fn new(inner: Box<dyn Read + Send>, cancel: &'a Cancel, monitor: &'a dyn Monitor) -> Self {
+    fn new(inner: Box<dyn Read + Send + 'a>, cancel: &'a Cancel, monitor: &'a dyn Monitor) -> Self {
         Self { inner: HashRead { inner, hasher: Sha256::new() }, bytes: 0, cancel, monitor }
     }
 

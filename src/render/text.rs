@@ -9,6 +9,7 @@ use crate::manifest::{ComponentState, Manifest};
 use crate::ops::backup::{Outcome, Preview};
 use crate::ops::list::Row;
 use crate::ops::restore::{Fate, RestoreOutcome, RestorePlan};
+use crate::ops::sync;
 use crate::units::{show_bytes, show_duration};
 
 /// Columns as wide as their widest cell; the first row is the heading.
@@ -217,9 +218,13 @@ pub fn outcome(o: &Outcome) -> String {
     let took = show_duration(Duration::from_millis(o.duration_ms));
     let committed: Vec<&str> =
         o.stores.iter().filter(|s| s.receipt.is_some()).map(|s| s.store.as_str()).collect();
+    let waits: Vec<&str> = o.stores.iter().filter(|s| s.spooled).map(|s| s.store.as_str()).collect();
     let mut out = match (&o.name, o.state, committed.as_slice()) {
         (Some(name), Some(state), [_, ..]) => {
             format!("{name}: {state}, {} in {}, {took}\n", show_bytes(o.bytes), committed.join(", "))
+        }
+        (Some(name), Some(state), []) if !waits.is_empty() => {
+            format!("{name}: {state}, {}, in no store yet, {took}\n", show_bytes(o.bytes))
         }
         _ => format!("No backup was made ({took})\n"),
     };
@@ -230,6 +235,35 @@ pub fn outcome(o: &Outcome) -> String {
             out.extend(f.hint.iter().map(|h| format!("    hint: {h}\n")));
         }
     }
+    if !waits.is_empty() {
+        out.push_str(&format!("  it waits in the spool for {}\n", waits.join(", ")));
+        out.push_str("    hint: tars-backup sync\n");
+    }
     out.extend(o.left_held.iter().map(|text| format!("  {text}\n")));
+    out
+}
+
+pub fn sync(o: &sync::Outcome) -> String {
+    let mut out = String::new();
+    for d in &o.deliveries {
+        match (&d.receipt, &d.failure) {
+            (Some(r), _) => {
+                out.push_str(&format!("{} is in {} now ({})\n", d.name, d.store, show_bytes(r.bytes)));
+            }
+            (None, failure) => {
+                let (error, hint) =
+                    failure.as_ref().map_or(("", None), |f| (f.error.as_str(), f.hint.as_ref()));
+                out.push_str(&format!("{} still waits for {}: {error}\n", d.name, d.store));
+                out.extend(hint.iter().map(|h| format!("  hint: {h}\n")));
+            }
+        }
+    }
+    for f in &o.unreadable {
+        out.push_str(&format!("{}\n", f.error));
+        out.extend(f.hint.iter().map(|h| format!("  hint: {h}\n")));
+    }
+    if out.is_empty() {
+        out.push_str("Nothing waits: every store has what it should have\n");
+    }
     out
 }

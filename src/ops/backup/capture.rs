@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{BackupPlan, Failure, Target, World, context, own_dirs};
 use crate::cancel::Interrupted;
-use crate::catalog;
+use crate::catalog::{Entry, Listing};
 use crate::docker::hold::Holds;
 use crate::docker::{Docker, DockerError};
 use crate::progress::{Event, What};
@@ -25,15 +25,22 @@ pub(super) struct Captured<'a> {
     pub took: Duration,
 }
 
-/// Facts of each component in the newest earlier backup of the tier.
-fn previous_facts(usable: &[&Target<'_>], world: &World<'_>) -> BTreeMap<String, Map<String, Value>> {
+/// Facts of each wanted component in the newest earlier backup of the tier that has it.
+fn previous_facts(
+    wanted: &[&str],
+    usable: &[&Target<'_>],
+    world: &World<'_>,
+) -> BTreeMap<String, Map<String, Value>> {
     let mut facts = BTreeMap::new();
     let Some(target) = usable.first() else { return facts };
-    let Ok(entries) = catalog::list(target.store(), &target.dir, world.cancel) else { return facts };
-    for entry in entries {
-        if let Ok(manifest) = entry.manifest {
+    let Ok(listing) = Listing::of(target.store(), &target.dir, world.cancel) else { return facts };
+    for name in listing.names().into_iter().rev() {
+        if wanted.iter().all(|w| facts.contains_key(*w)) {
+            break;
+        }
+        if let Ok(Some(Entry { manifest: Ok(manifest), .. })) = listing.entry(name) {
             for (name, component) in manifest.whole() {
-                facts.insert(name.to_owned(), component.facts.clone());
+                facts.entry(name.to_owned()).or_insert_with(|| component.facts.clone());
             }
         }
     }
@@ -51,8 +58,11 @@ pub(super) fn all<'a>(
 ) -> Result<Vec<Captured<'a>>, Interrupted> {
     world.monitor.phase("capturing", None);
     let own_dirs = own_dirs(setup, plan);
-    let compared = plan.selected.iter().any(|s| s.source.compares());
-    let previous = if compared { previous_facts(usable, world) } else { BTreeMap::new() };
+    let compared = plan.selected.iter().filter(|s| s.source.compares()).map(|s| s.name.as_str());
+    let previous = match compared.collect::<Vec<_>>().as_slice() {
+        [] => BTreeMap::new(),
+        compared => previous_facts(compared, usable, world),
+    };
     let next = AtomicUsize::new(0);
     let workers = setup.agent.jobs.clamp(1, plan.selected.len().max(1));
     let work = || {

@@ -1,6 +1,7 @@
 //! From staging to one archive: manifest, guide, packing; and the last look for secrets before they leave.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::Map;
@@ -20,6 +21,7 @@ pub(super) fn pack_all(
     plan: &BackupPlan<'_>,
     captured: &mut [Captured<'_>],
     staging: &Staging,
+    to: &Path,
     name: &BackupName,
     time: Timestamp,
     world: &World<'_>,
@@ -52,7 +54,7 @@ pub(super) fn pack_all(
     ];
     let packed = pack::pack(
         &pack::Plan { name, time: time.as_second(), texts: &texts, files: &files },
-        &staging.dir().join(name.archive()),
+        &to.join(name.archive()),
         staging.reserve(),
         staging.pool(),
         staging.how(),

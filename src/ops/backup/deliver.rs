@@ -1,101 +1,281 @@
-//! From the archive into every store of the tier: delivered to all, then committed in each.
+//! From the archive into every store of the tier, each on its own: a store that has it and proved it is committed, and
+//! does not wait for a slow one. What a store still lacks stays in the spool.
 
-use super::{Failure, StoreResult, Target, World, store_failed};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use super::{BackupError, BackupPlan, Failure, StoreResult, Target, World, store_failed};
 use crate::archive::pack::Packed;
+use crate::archive::seal::seal;
 use crate::cancel::Interrupted;
-use crate::delivery::{self, DeliveryError, Uncommitted};
+use crate::delivery::{self, Attempt, DeliveryError, Parcel, Place, Receipt};
+use crate::hint::chain;
 use crate::id::BackupName;
-use crate::manifest::Manifest;
+use crate::manifest::{Encryption, Manifest};
 use crate::progress::{Event, What};
+use crate::setup::Setup;
+use crate::spool::{Entry, Pending, Slot, Spool};
+use crate::staging::Staging;
 use crate::store::StoreError;
 use crate::units::show_bytes;
 
-/// Delivers to all stores at once, each on its own; commits only after every one was tried, so that an interrupt
-/// leaves either nothing or whole backups.
+/// Where the archive is packed: in the spool, from where it can be delivered later; or in staging, where the spool has
+/// no room or nobody waits for it.
+pub(super) enum Bench {
+    Spool(Slot),
+    Staging(PathBuf),
+}
+
+impl Bench {
+    pub fn prepare(
+        setup: &Setup,
+        plan: &BackupPlan<'_>,
+        bytes: u64,
+        staging: &Staging,
+        name: &BackupName,
+        world: &World<'_>,
+    ) -> Self {
+        let in_staging = Self::Staging(staging.dir().to_owned());
+        if !plan.targets.iter().any(Target::is_configured) {
+            return in_staging;
+        }
+        let spool = Spool::new(&setup.agent.spool_dir, setup.agent.spool_limit);
+        // Plain and sealed, where both are wanted.
+        let forms = [true, false].iter().filter(|s| plan.targets.iter().any(|t| t.sealed == **s)).count();
+        let bytes = bytes.saturating_mul(forms as u64);
+        let slot = spool.sweep().and_then(|_| spool.has_room(bytes)).and_then(|room| match room {
+            true => spool.begin(name).map(Some),
+            false => Ok(None),
+        });
+        let why = match slot {
+            Ok(Some(slot)) => return Self::Spool(slot),
+            Ok(None) => format!("{} would be over {}", show_bytes(bytes), show_bytes(spool.limit())),
+            Err(e) => chain(&e),
+        };
+        let text =
+            format!("The spool does not take {name} ({why}): what a store refuses now will not be kept");
+        world.monitor.event(Event::new(What::Warning, text).backup(name));
+        in_staging
+    }
+
+    pub fn dir(&self) -> &std::path::Path {
+        match self {
+            Self::Spool(slot) => slot.dir(),
+            Self::Staging(dir) => dir,
+        }
+    }
+}
+
+/// The archive in every form that a store wants, and the spool's hold on it.
+pub(super) struct Shipment {
+    parcels: Vec<Parcel>,
+    entry: Option<Mutex<Entry>>,
+}
+
+impl Shipment {
+    /// Seals what is to be sealed, and enters it into the spool. `failed`: stores that were found unusable before.
+    pub fn prepare(
+        setup: &Setup,
+        plan: &BackupPlan<'_>,
+        manifest: &Manifest,
+        packed: Packed,
+        bench: Bench,
+        failed: &[StoreResult],
+        staging: &Staging,
+        world: &World<'_>,
+    ) -> Result<Self, BackupError> {
+        let name = &manifest.backup_name;
+        let wants = |sealed: bool| plan.targets.iter().any(|t| t.sealed == sealed);
+        let mut parcels = Vec::new();
+        if wants(true) {
+            let recipients = &setup.encryption.recipients;
+            world.monitor.phase("sealing", Some(packed.bytes));
+            world.monitor.event(Event::new(What::Packing, format!("Sealing {name}")).backup(name));
+            let to = bench.dir().join(name.sealed_archive());
+            let reserve = staging.reserve();
+            let sealed = seal(&packed.path, &to, recipients, reserve, world.cancel, world.monitor)?;
+            let encryption = Encryption {
+                method: Some("age".to_owned()),
+                recipients: recipients.texts().map(str::to_owned).collect(),
+                plain_bytes: Some(packed.bytes),
+                plain_sha256: Some(packed.sha256.clone()),
+            };
+            parcels.push(Parcel { packed: sealed, encryption });
+        }
+        if wants(false) {
+            parcels.push(Parcel { packed, encryption: Encryption::default() });
+        } else {
+            // What cannot be removed now goes with the rest of the directory.
+            let _ = std::fs::remove_file(&packed.path);
+        }
+        let entry = match bench {
+            Bench::Staging(_) => None,
+            Bench::Spool(slot) => {
+                let error = |store: &str| {
+                    let f = failed.iter().find(|f| f.store == store)?;
+                    f.failure.as_ref().map(|f| f.error.clone())
+                };
+                let pending = |t: &Target<'_>| {
+                    let store = t.store().name().to_owned();
+                    Pending { error: error(&store), store, dir: t.dir.clone(), sealed: t.sealed }
+                };
+                let pending = plan.targets.iter().map(pending).collect();
+                Some(Mutex::new(slot.enter(manifest, &parcels.iter().collect::<Vec<_>>(), pending)?))
+            }
+        };
+        Ok(Self { parcels, entry })
+    }
+
+    fn parcel(&self, sealed: bool) -> Option<&Parcel> {
+        self.parcels.iter().find(|p| p.encryption.is_sealed() == sealed)
+    }
+
+    /// What stands for the archive in a summary: the plain one where there is one.
+    pub fn packed(&self) -> Option<&Packed> {
+        self.parcel(false).or_else(|| self.parcel(true)).map(|p| &p.packed)
+    }
+
+    pub fn is_spooled(&self) -> bool {
+        self.entry.is_some()
+    }
+
+    /// Notes in the spool how a delivery came out. An entry that could not be written says too little, never too much:
+    /// a store that has the backup already is found to have it.
+    fn note(&self, store: &str, outcome: Result<(), &str>, world: &World<'_>) {
+        let Some(entry) = &self.entry else { return };
+        let mut entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = match outcome {
+            Ok(()) => entry.delivered(store),
+            Err(error) => entry.failed(store, error),
+        };
+        if let Err(e) = noted {
+            let text = format!("The spool could not be brought up to date: {}", chain(&e));
+            world.monitor.event(Event::new(What::Warning, text).store(store));
+        }
+    }
+
+    /// Gives the spool's hold up: nobody is to have this backup.
+    fn abandon(&self) {
+        if let Some(entry) = &self.entry {
+            let entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
+            // Otherwise `sync` finds it, which harms nobody.
+            let _ = entry.remove();
+        }
+    }
+}
+
+/// Delivers to all usable stores at once. After an interrupt what is committed stays, and what was begun in parts goes
+/// on with `sync`; else nothing is left.
 pub(super) fn all(
     usable: &[&Target<'_>],
     manifest: &Manifest,
-    packed: &Packed,
+    shipment: &Shipment,
     world: &World<'_>,
 ) -> Result<Vec<StoreResult>, Interrupted> {
-    let name = &manifest.backup_name;
+    let bytes: u64 = usable.iter().filter_map(|t| shipment.parcel(t.sealed)).map(|p| p.packed.bytes).sum();
     // Written once, read back once.
-    world.monitor.phase("delivering", Some(2 * packed.bytes * usable.len() as u64));
-    let attempts: Vec<Result<Uncommitted, DeliveryError>> = std::thread::scope(|scope| {
+    world.monitor.phase("delivering", Some(2 * bytes));
+    let results: Vec<StoreResult> = std::thread::scope(|scope| {
         let running: Vec<_> =
-            usable.iter().map(|target| scope.spawn(|| one(target, name, packed, world))).collect();
-        running
-            .into_iter()
-            .map(|thread| {
-                thread.join().unwrap_or_else(|_| {
-                    Err(DeliveryError::Archive(std::io::Error::other(
-                        "internal error: the delivery panicked",
-                    )))
-                })
+            usable.iter().map(|target| scope.spawn(|| one(target, manifest, shipment, world))).collect();
+        let joined = running.into_iter().zip(usable).map(|(thread, target)| {
+            thread.join().unwrap_or_else(|_| {
+                let failure = Failure::text("internal error: the delivery panicked");
+                store_failed(target.store().name(), failure, world)
             })
-            .collect()
+        });
+        joined.collect()
     });
     if let Err(interrupted) = world.cancel.check() {
-        for (target, attempt) in usable.iter().zip(attempts) {
-            if let Ok(delivered) = attempt {
-                delivered.withdraw(target.store());
-            }
+        let name = &manifest.backup_name;
+        let never = crate::cancel::Cancel::default();
+        let parts_left =
+            |t: &&Target<'_>| delivery::left_parts(Place { store: t.store(), dir: &t.dir }, name, &never);
+        let committed = results.iter().any(|r| r.receipt.is_some());
+        if !committed && !usable.iter().any(parts_left) {
+            shipment.abandon();
         }
         return Err(interrupted);
-    }
-    let mut results = Vec::new();
-    for (target, attempt) in usable.iter().zip(attempts) {
-        let store = target.store();
-        let committed = attempt.and_then(|delivered| {
-            delivery::commit(store, &target.dir, manifest, packed, delivered, (world.now)())
-        });
-        results.push(match committed {
-            Ok(receipt) => {
-                let text = format!(
-                    "Committed {name} to {}: {}, {}, read back",
-                    store.name(),
-                    show_bytes(receipt.bytes),
-                    manifest.state
-                );
-                let event =
-                    Event::new(What::Committed, text).backup(name).store(store.name()).tier(&manifest.tier);
-                let mut event = event.bytes(receipt.bytes);
-                event.duration_ms = Some(receipt.duration_ms);
-                world.monitor.event(event);
-                StoreResult { store: store.name().to_owned(), receipt: Some(receipt), failure: None }
-            }
-            Err(e) => store_failed(store.name(), Failure::of(&e, world), world),
-        });
     }
     Ok(results)
 }
 
-fn one(
-    target: &Target<'_>,
-    name: &BackupName,
-    packed: &Packed,
-    world: &World<'_>,
-) -> Result<Uncommitted, DeliveryError> {
+fn one(target: &Target<'_>, manifest: &Manifest, shipment: &Shipment, world: &World<'_>) -> StoreResult {
     let store = target.store();
+    match try_one(target, manifest, shipment, world) {
+        Ok(receipt) => {
+            shipment.note(store.name(), Ok(()), world);
+            committed(&receipt, manifest, world);
+            StoreResult {
+                store: store.name().to_owned(),
+                receipt: Some(receipt),
+                failure: None,
+                spooled: false,
+            }
+        }
+        Err(e) => {
+            let failure = Failure::of(&e, world);
+            shipment.note(store.name(), Err(&failure.error), world);
+            StoreResult { spooled: shipment.is_spooled(), ..store_failed(store.name(), failure, world) }
+        }
+    }
+}
+
+/// Tells that a store has the backup.
+pub(in crate::ops) fn committed(receipt: &Receipt, manifest: &Manifest, world: &World<'_>) {
+    let name = &manifest.backup_name;
+    let text = format!(
+        "Committed {name} to {}: {}, {}, read back",
+        receipt.store,
+        show_bytes(receipt.bytes),
+        manifest.state
+    );
+    let event = Event::new(What::Committed, text).backup(name).store(&receipt.store).tier(&manifest.tier);
+    let mut event = event.bytes(receipt.bytes);
+    event.duration_ms = Some(receipt.duration_ms);
+    world.monitor.event(event);
+}
+
+fn try_one(
+    target: &Target<'_>,
+    manifest: &Manifest,
+    shipment: &Shipment,
+    world: &World<'_>,
+) -> Result<Receipt, DeliveryError> {
+    let Some(parcel) = shipment.parcel(target.sealed) else {
+        return Err(DeliveryError::Archive(std::io::Error::other("it was not packed in this form")));
+    };
+    bring(Place { store: target.store(), dir: &target.dir }, manifest, parcel, Attempt::First, world)
+}
+
+/// One delivery with what goes before it: clears what killed runs left, and looks for room.
+pub(in crate::ops) fn bring(
+    to: Place<'_>,
+    manifest: &Manifest,
+    parcel: &Parcel,
+    attempt: Attempt,
+    world: &World<'_>,
+) -> Result<Receipt, DeliveryError> {
+    let (store, name, bytes) = (to.store, &manifest.backup_name, parcel.packed.bytes);
     let event = Event::new(What::Delivering, format!("Delivering {name} to {}", store.name()));
     world.monitor.event(event.backup(name).store(store.name()));
-    for left in store.sweep(&target.dir)? {
+    for left in store.sweep(to.dir)? {
         let text = format!("Removed what a killed run left in {}: {left}", store.name());
         world.monitor.event(Event::new(What::LeftoverRemoved, text).store(store.name()));
     }
     if let Some(free) = store.free_bytes()?
-        && free < packed.bytes
+        && free < bytes
     {
         return Err(StoreError::Io {
             store: store.name().to_owned(),
             action: "write",
-            object: name.archive(),
+            object: parcel.file(name),
             source: std::io::Error::new(
                 std::io::ErrorKind::StorageFull,
-                format!("{} are free, {} are needed", show_bytes(free), show_bytes(packed.bytes)),
+                format!("{} are free, {} are needed", show_bytes(free), show_bytes(bytes)),
             ),
         }
         .into());
     }
-    delivery::deliver(store, &target.dir, name, packed, world.cancel, world.monitor)
+    delivery::deliver(to, manifest, parcel, attempt, world.cancel, world.monitor, world.now)
 }

@@ -23,10 +23,10 @@ use crate::id::is_member;
 use crate::legacy;
 use crate::manifest::Manifest;
 use crate::ops::World;
-use crate::ops::find::Found;
+use crate::ops::find::{Found, OpenError, opened};
 use crate::source::SourceError;
 use crate::staging::RunDir;
-use crate::store::{StoreError, object};
+use crate::store::StoreError;
 use crate::target::{Surveyed, Work};
 use crate::units::show_bytes;
 
@@ -36,6 +36,13 @@ pub enum FetchError {
     Interrupted(#[from] Interrupted),
     #[error(transparent)]
     Store(StoreError),
+    #[error("{name} in {store} cannot be opened")]
+    Open {
+        name: String,
+        store: String,
+        #[source]
+        source: OpenError,
+    },
     #[error("{name} in {store} is damaged: {why}")]
     Damaged { name: String, store: String, why: String },
     #[error("{0}")]
@@ -54,6 +61,7 @@ impl Hint for FetchError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Store(e) => return e.hint(),
+            Self::Open { source, .. } => return source.hint(),
             Self::Damaged { .. } | Self::NoGoodCopy(_) => "choose another backup: tars-backup list".into(),
             Self::Space { .. } => "make room, or set agent.staging_dir to a larger disk".into(),
             _ => return None,
@@ -99,6 +107,7 @@ pub fn fetch(
     world: &World<'_>,
 ) -> Result<Fetched, FetchError> {
     let mut reasons = Vec::new();
+    let mut closed = None;
     for copy in copies {
         match one(copy, request, dir.path(), world) {
             Ok(manifest) => {
@@ -110,8 +119,15 @@ pub fn fetch(
             Err(e) => {
                 log::warn!("{}", chain(&e));
                 reasons.push(chain(&e));
+                if let FetchError::Open { .. } = e {
+                    closed = Some(e);
+                }
             }
         }
+    }
+    // What only lacks a key is told as that, not as damage.
+    if let Some(closed) = closed {
+        return Err(closed);
     }
     Err(FetchError::NoGoodCopy(match reasons.as_slice() {
         [] => "there is no copy of the backup".to_owned(),
@@ -132,11 +148,18 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     }
     world.monitor.phase(&format!("fetching {name} from {store}"), manifest.bytes);
     clear(dir)?;
-    let archive = object(&found.dir, &found.entry.name.archive());
-    let mut input =
-        Hashing { input: found.store().open(&archive, world.cancel)?, hasher: Sha256::new(), world };
+    let (stored, _) = found.open(world.cancel)?;
+    let mut input = Hashing { input: stored, hasher: Sha256::new(), world };
     let mut members = Members::new(manifest, dir, request.skip_validation);
-    let read = walk_archive(&mut input, |entry: &Entry, body: &mut Body<'_>| members.take(entry, body));
+    let cannot = |source| FetchError::Open { name: name.clone(), store: store.clone(), source };
+    let read = {
+        let mut plain = opened(Box::new(&mut input), manifest, world).map_err(cannot)?;
+        let read = walk_archive(&mut plain, |entry: &Entry, body: &mut Body<'_>| members.take(entry, body));
+        // Only at its end does age know that nothing is missing.
+        read.and_then(|_| {
+            io::copy(&mut plain, &mut io::sink()).map_err(|e| FetchError::NoGoodCopy(e.to_string()))
+        })
+    };
     let sums = members.sums;
     world.cancel.check()?;
     match read {

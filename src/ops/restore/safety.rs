@@ -47,6 +47,7 @@ pub(super) fn copy(
         only: components.iter().map(|c| (*c).to_owned()).collect(),
         any_tier: true,
         tags: vec!["pre-restore".to_owned()],
+        private: true,
         ..Request::default()
     };
     let all = || components.iter().map(|c| (*c).to_owned()).collect::<BTreeSet<_>>();
