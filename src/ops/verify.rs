@@ -82,7 +82,7 @@ pub fn verify(
 
 /// Renews the mark of a good copy; takes that of a bad one away, so that nothing relies on it.
 fn note(found: &Found<'_>, report: &mut Report, world: &World<'_>) {
-    let store = found.store();
+    let (store, name) = (found.store(), &found.entry.name);
     let noted = if report.good {
         let sha256 = found.entry.manifest.as_ref().ok().and_then(|m| m.sha256.clone()).unwrap_or_default();
         mark_verified(store, &found.dir, name, report.depth, &sha256, (world.now)())
