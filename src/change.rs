@@ -246,7 +246,10 @@ impl Change {
                 carried: carried.clone(),
             },
             Self::Within { root, carried } => Self::Within { root: to(root), carried: carried.clone() },
-            Self::Files { files } => Self::Files { files: files.iter().map(|f| f.with_paths(&to)).collect() },
+            Self::Files { files } => {
+                let to: &dyn Fn(&Path) -> PathBuf = &to;
+                Self::Files { files: files.iter().map(|f| f.with_paths(to)).collect() }
+            }
             other => other.clone(),
         }
     }
