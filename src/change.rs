@@ -43,6 +43,8 @@ pub enum Change {
     Within { root: PathBuf, carried: Vec<PathBuf> },
     /// The same behind the window of a helper container: its paths are those within it.
     Window { helper: String, inner: Box<Change> },
+    /// Several files, each exchanged with one beside it.
+    Files { files: Vec<Change> },
     /// An SQLite database, changed by SQLite itself. `old` is a copy of it; None where there was none.
     Sqlite { live: PathBuf, new: PathBuf, old: Option<PathBuf> },
     /// Databases of a PostgreSQL server exchange their names.
@@ -164,6 +166,14 @@ pub fn plan_directory(live: &Path, beside: &Path, carried: Vec<PathBuf>) -> Resu
     })
 }
 
+/// How the file at `beside` will come to `live`. A link that lies there is exchanged itself, and not followed.
+pub fn plan_file(live: &Path, beside: &Path) -> Result<Change, ChangeError> {
+    let new = look(beside)?.ok_or_else(|| failed("look at", beside)(io::ErrorKind::NotFound.into()))?;
+    let absent = look(live)?.is_none();
+    let (live, beside) = (live.to_owned(), beside.to_owned());
+    Ok(Change::Exchange { live, beside, new: id_of(&new), absent, carried: Vec::new() })
+}
+
 /// Something new beside live data, of no use without us.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -236,6 +246,10 @@ impl Change {
                 carried: carried.clone(),
             },
             Self::Within { root, carried } => Self::Within { root: to(root), carried: carried.clone() },
+            Self::Files { files } => {
+                let to: &dyn Fn(&Path) -> PathBuf = &to;
+                Self::Files { files: files.iter().map(|f| f.with_paths(to)).collect() }
+            }
             other => other.clone(),
         }
     }
@@ -253,6 +267,7 @@ impl Change {
         match self {
             Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).apply(engine),
             Self::Databases(databases) => databases.apply(engine),
+            Self::Files { files } => files.iter().try_for_each(|f| f.apply(engine)),
             Self::Exchange { live, beside, absent, carried, .. } => {
                 carry(live, beside, carried)?;
                 let flags = if *absent { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
@@ -289,6 +304,7 @@ impl Change {
         match self {
             Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).undo(engine),
             Self::Databases(databases) => databases.undo(engine),
+            Self::Files { files } => files.iter().rev().try_for_each(|f| f.undo(engine)),
             Self::Exchange { live, beside, new, absent, carried } => {
                 let is_new = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if is_new {
@@ -344,6 +360,7 @@ impl Change {
         match self {
             Self::Window { helper, inner } => inner.seen_through(&window(engine, helper)?).finish(engine),
             Self::Databases(databases) => databases.finish(engine),
+            Self::Files { files } => files.iter().try_for_each(|f| f.finish(engine)),
             Self::Exchange { live, beside, new, .. } => {
                 let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
                 if went_live { remove(beside) } else { Ok(()) }
@@ -374,6 +391,13 @@ impl Change {
                 return inner.seen_through(&window(engine, helper)?).keep(id, engine);
             }
             Self::Databases(databases) => return databases.keep(id, engine),
+            Self::Files { files } => {
+                let mut kept = Vec::new();
+                for file in files {
+                    kept.extend(file.keep(id, engine)?);
+                }
+                return Ok((!kept.is_empty()).then(|| kept.join(", ")));
+            }
             Self::Exchange { absent: true, .. } | Self::Sqlite { old: None, .. } => return Ok(None),
             Self::Exchange { live, beside, .. } => (beside.clone(), named(live)),
             Self::Within { root, .. } => (root.join(OLD), root.join(format!("before-{id}"))),
@@ -390,12 +414,27 @@ impl Change {
             // It was empty.
             return Ok(None);
         }
+        let (first, mut to) = (to.clone(), to);
         if look(&old)?.is_some() {
-            rustix::fs::renameat_with(CWD, &old, CWD, &to, RenameFlags::NOREPLACE)
-                .map_err(errno("keep the old data in", &to))?;
+            // The same backup may have been restored before, and what it replaced then is there still.
+            let mut number = 1;
+            loop {
+                number += 1;
+                match rustix::fs::renameat_with(CWD, &old, CWD, &to, RenameFlags::NOREPLACE) {
+                    Err(Errno::EXIST) => to = first.with_file_name(numbered(&first, number)),
+                    other => break other.map_err(errno("keep the old data in", &to))?,
+                }
+            }
         }
         Ok(Some(to.display().to_string()))
     }
+}
+
+/// `name.2`, where `name` is taken.
+fn numbered(path: &Path, number: u32) -> std::ffi::OsString {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{number}"));
+    name
 }
 
 /// In the old directory once it is complete: from then on, what is in the root is new.
@@ -536,6 +575,8 @@ fn move_all(from: &Path, to: &Path) -> Result<(), ChangeError> {
 fn remove(dir: &Path) -> Result<(), ChangeError> {
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A file that was exchanged by itself.
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => remove_file(dir),
         other => other.map_err(failed("remove", dir)),
     }
 }

@@ -25,19 +25,21 @@ use crate::archive::unpack::UnpackError;
 use crate::cancel::{Cancel, Interrupted};
 use crate::change::ChangeError;
 use crate::chroma::ChromaError;
-use crate::config::Section;
+use crate::config::{Encryption, Section};
 use crate::docker::hold::{HoldError, Holds, InUse};
 use crate::docker::{Container, Docker, DockerError, Limits, Place, Seat, Selector};
 use crate::held_copy::CopySettings;
 use crate::hint::Hint;
 use crate::id::Name;
+use crate::keyring::Keyring;
 use crate::manifest::Component;
 use crate::mounts::MountError;
 use crate::process::ProcessError;
 use crate::progress::Monitor;
 use crate::run_journal::JournalError;
+use crate::secret::SecretRef;
 use crate::staging::{Stage, StagingError};
-use crate::target::{Target, TreeTarget, WindowTarget};
+use crate::target::{Target, TreeTarget, WindowTarget, Work};
 use crate::vault::{SecretError, Vault};
 
 /// The kinds of sources, by the word that `type =` takes.
@@ -107,8 +109,22 @@ pub trait Source: Send + Sync {
         Vec::new()
     }
 
+    /// The same files with their secrets, as far as the archive has them and they can be opened here.
+    fn originals<'a>(&'a self, _: &Context<'_>, _: &Work<'_>) -> Result<Originals<'a>, SourceError> {
+        Ok(Originals::None)
+    }
+
     /// Puts the state of the source into staging.
     fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError>;
+}
+
+/// Sealed originals of a component of configuration files.
+pub enum Originals<'a> {
+    /// The archive has none.
+    None,
+    /// They cannot be opened: why, and what to do.
+    Closed(String, Option<String>),
+    Open(Box<dyn Target + 'a>),
 }
 
 /// What a source may use.
@@ -122,6 +138,12 @@ pub struct Context<'a> {
     /// Containers that are kept from writing, and those that are in use.
     pub holds: &'a Holds<'a>,
     pub vault: &'a Vault,
+    /// Whom originals are sealed for.
+    pub encryption: &'a Encryption,
+    /// What opens them.
+    pub keyring: &'a Keyring,
+    /// Secrets that the configuration refers to, without the identity.
+    pub secret_refs: &'a [SecretRef],
     /// Our own configuration, which belongs to the configuration of the stack.
     pub config_files: &'a [PathBuf],
     /// Directories of ours that are never captured.

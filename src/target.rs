@@ -95,6 +95,11 @@ pub trait Target {
     /// What is replaced, for a person: `directory /srv/documents`.
     fn describe(&self) -> String;
 
+    /// Whether what was there stays beside the new data under a name that people find, so that no safety copy is needed.
+    fn keeps_old(&self) -> bool {
+        false
+    }
+
     /// Where every container that mounts it must be stopped meanwhile.
     fn place(&self) -> Option<&Place> {
         None

@@ -58,9 +58,8 @@ impl Encryption {
 
 #[cfg(test)]
 mod tests {
-    use super::super::doc::Doc;
-    use super::super::section::Survey;
     use super::*;
+    use crate::config::{Doc, Survey};
     use std::cell::RefCell;
     use std::rc::Rc;
 

@@ -23,7 +23,7 @@ use crate::manifest::{Component, ComponentState, Manifest, State};
 use crate::progress::{Event, What};
 use crate::run_guard::RunGuard;
 use crate::setup::Setup;
-use crate::source::{Configured, Context, SourceError};
+use crate::source::{Configured, Context, Originals, Source, SourceError};
 use crate::target::{Existing, Target, Wishes, Work};
 use crate::units::show_bytes;
 
@@ -37,7 +37,7 @@ pub struct Request {
     pub skip: Vec<String>,
     /// Write the data below this directory, and touch nothing else.
     pub to: Option<PathBuf>,
-    /// Put references of the configuration files beside the live ones.
+    /// Put configuration files back where their originals can be opened, else references beside them.
     pub restore_config: bool,
     pub skip_validation: bool,
     pub allow_partial: bool,
@@ -187,6 +187,8 @@ impl RestorePlan {
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
     Restored,
+    /// Configuration whose originals could not be opened: references lie beside the live files.
+    Referenced,
     /// It failed, and the old data is back.
     RolledBack,
     /// It failed; what is there now is told.
@@ -219,7 +221,7 @@ pub struct RestoreOutcome {
 
 impl RestoreOutcome {
     pub fn restored(&self) -> usize {
-        self.components.iter().filter(|c| c.fate == Fate::Restored).count()
+        self.components.iter().filter(|c| matches!(c.fate, Fate::Restored | Fate::Referenced)).count()
     }
 
     pub fn is_whole(&self) -> bool {
@@ -237,7 +239,10 @@ struct Part<'a> {
 enum Action<'a> {
     Put(Box<dyn Target + 'a>),
     /// Members and live files that get a reference beside them.
-    Refer(Vec<(String, PathBuf)>),
+    Refer {
+        files: Vec<(String, PathBuf)>,
+        closed: Option<(String, Option<String>)>,
+    },
     LeaveAlone,
 }
 
@@ -297,34 +302,61 @@ impl<'a> Restore<'a> {
         let references = source.references(&context, chosen.component);
         if !references.is_empty() {
             return match self.request.restore_config {
-                true => Ok(Ok(Action::Refer(references))),
+                true => self.bring_config(chosen, source.as_ref(), references),
                 false if self.request.components.is_empty() => Ok(Ok(Action::LeaveAlone)),
-                false => cannot(
-                    "configuration is left alone".into(),
-                    "put references beside it with --restore-config",
-                ),
+                false => cannot("configuration is left alone".into(), "put it back with --restore-config"),
             };
         }
-        let ready = source.target(&context, chosen.component).and_then(|target| {
-            let Some(target) = target else { return Ok(None) };
-            let work = self.work_of(chosen);
-            let (disk, bytes) = target.survey(&context, &work)?;
-            Ok(Some((target, disk, bytes)))
-        });
-        match ready {
-            Ok(Some((target, disk, bytes))) => match enough(&disk, bytes) {
-                Ok(()) => Ok(Ok(Action::Put(target))),
-                Err(e) => Ok(Err((chain(&e), e.hint()))),
-            },
+        match source.target(&context, chosen.component) {
+            Ok(Some(target)) => self.surveyed(chosen, target),
             Ok(None) => {
                 let why = format!("this version does not put back what is of type {kind}");
                 cannot(why, elsewhere)
             }
-            Err(SourceError::Interrupted(i)) => Err(i.into()),
-            Err(e @ SourceError::Docker(DockerError::NoContainer { .. })) => {
+            Err(e) => self.not_ready(chosen, e),
+        }
+    }
+
+    /// Originals over the live files where they can be opened, else references beside them.
+    fn bring_config<'b>(
+        &'b self,
+        chosen: &Chosen<'_>,
+        source: &'b dyn Source,
+        files: Vec<(String, PathBuf)>,
+    ) -> Result<Result<Action<'b>, (String, Option<String>)>, RestoreError> {
+        match source.originals(&self.context(), &self.work_of(chosen)) {
+            Ok(Originals::Open(target)) => self.surveyed(chosen, target),
+            Ok(Originals::Closed(why, hint)) => Ok(Ok(Action::Refer { files, closed: Some((why, hint)) })),
+            Ok(Originals::None) => Ok(Ok(Action::Refer { files, closed: None })),
+            Err(e) => self.not_ready(chosen, e),
+        }
+    }
+
+    fn surveyed<'b>(
+        &'b self,
+        chosen: &Chosen<'_>,
+        target: Box<dyn Target + 'b>,
+    ) -> Result<Result<Action<'b>, (String, Option<String>)>, RestoreError> {
+        match target.survey(&self.context(), &self.work_of(chosen)) {
+            Ok((disk, bytes)) => match enough(&disk, bytes) {
+                Ok(()) => Ok(Ok(Action::Put(target))),
+                Err(e) => Ok(Err((chain(&e), e.hint()))),
+            },
+            Err(e) => self.not_ready(chosen, e),
+        }
+    }
+
+    fn not_ready<T>(
+        &self,
+        chosen: &Chosen<'_>,
+        e: SourceError,
+    ) -> Result<Result<T, (String, Option<String>)>, RestoreError> {
+        match e {
+            SourceError::Interrupted(i) => Err(i.into()),
+            e @ SourceError::Docker(DockerError::NoContainer { .. }) => {
                 Ok(Err((chain(&e), Some(compose::make_containers(chosen.component)))))
             }
-            Err(e) => Ok(Err((self.world.vault.scrub(&chain(&e)), e.hint()))),
+            e => Ok(Err((self.world.vault.scrub(&chain(&e)), e.hint()))),
         }
     }
 
@@ -359,13 +391,16 @@ impl<'a> Restore<'a> {
             };
             match part.action {
                 Err((problem, hint)) => (line.problem, line.hint) = (Some(problem), hint),
-                Ok(Action::Refer(files)) => {
+                Ok(Action::Refer { files, closed }) => {
+                    if let Some((why, _)) = closed {
+                        line.then = format!("references only: {why}");
+                    }
                     let names: Vec<String> =
                         files.iter().map(|(_, p)| reference(p).display().to_string()).collect();
                     line.target = Some(names.join(", "));
                 }
                 Ok(Action::LeaveAlone) => {
-                    line.then = "left alone; --restore-config puts references beside the live files".into();
+                    line.then = "left alone; --restore-config puts it back".into();
                 }
                 Ok(Action::Put(target)) => {
                     line.target = Some(target.describe());
@@ -415,7 +450,9 @@ impl<'a> Restore<'a> {
         };
         // Where nothing is, there is nothing to save.
         let saved = |p: &&Part<'_>| match &p.action {
-            Ok(Action::Put(target)) => !matches!(target.existing(&self.context()), Ok(Existing::Nothing)),
+            Ok(Action::Put(target)) => {
+                !target.keeps_old() && !matches!(target.existing(&self.context()), Ok(Existing::Nothing))
+            }
             _ => false,
         };
         let put: Vec<&str> = parts.iter().filter(saved).map(|p| p.chosen.name).collect();
@@ -466,12 +503,18 @@ impl<'a> Restore<'a> {
                 outcome.fate = Fate::LeftAlone;
                 return Ok((outcome, containers));
             }
-            Ok(Action::Refer(files)) => match self.refer(files) {
-                Ok(()) => outcome.fate = Fate::Restored,
+            Ok(Action::Refer { files, closed }) => match self.refer(files) {
+                Ok(()) => match closed {
+                    None => outcome.fate = Fate::Restored,
+                    Some((why, hint)) => {
+                        outcome.fate = Fate::Referenced;
+                        (outcome.error, outcome.hint) = (Some(why.clone()), hint.clone());
+                    }
+                },
                 Err(e) => (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint()),
             },
             Ok(Action::Put(target)) => {
-                let keep_old = safety.lacks(name);
+                let keep_old = safety.lacks(name) || target.keeps_old();
                 match self.put(target.as_ref(), part.chosen, keep_old, &mut outcome) {
                     Ok(stopped) => {
                         outcome.fate = Fate::Restored;
@@ -494,6 +537,7 @@ impl<'a> Restore<'a> {
                 let after = match fate {
                     Fate::RolledBack => "; the old data is as it was",
                     Fate::Kept => "; it is left as it is",
+                    Fate::Referenced => "; references lie beside the live files",
                     _ => "",
                 };
                 let why = error.clone().unwrap_or_default();

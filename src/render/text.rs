@@ -202,6 +202,7 @@ pub fn restore_outcome(o: &RestoreOutcome) -> String {
             let after = match c.fate {
                 Fate::RolledBack => "; the old data is as it was",
                 Fate::Kept => "; it is left as it is",
+                Fate::Referenced => "; references lie beside the live files",
                 Fate::Restored | Fate::NotRestored | Fate::LeftAlone => "",
             };
             out.push_str(&format!("  {}: {error}{after}\n", c.component));

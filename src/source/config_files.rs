@@ -1,7 +1,11 @@
 //! The configuration of the stack: env, Compose and other files, and our own. What could go wrong: a password in a
 //! backup that anybody may read, so every file is redacted, and whatever was found secret is searched for in all of
-//! them again; one that remains fails the component.
+//! them again; one that remains fails the component. With recipients configured the files as they are go along, sealed.
 
+mod originals;
+mod putting;
+
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -9,14 +13,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError};
+use super::{Capture, CheckError, Context, Kind, Member, Originals, Source, SourceError};
+use crate::archive::seal::{SealError, unseal};
 use crate::archive::tree::show_name;
 use crate::config::Section;
 use crate::docker::Limits;
+use crate::hint::{Hint, chain};
 use crate::id::Name;
 use crate::manifest::{CONFIG_DIR, Component};
 use crate::redact::{Input, redact};
 use crate::staging::Stage;
+use crate::target::Work;
 
 pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
 
@@ -80,6 +87,43 @@ impl Source for ConfigFiles {
         found
     }
 
+    fn originals<'a>(&'a self, context: &Context<'_>, work: &Work<'_>) -> Result<Originals<'a>, SourceError> {
+        if !work.component.members.iter().any(|m| m == originals::MEMBER) {
+            return Ok(Originals::None);
+        }
+        let closed =
+            |why: String, hint| Ok(Originals::Closed(format!("the originals stay sealed: {why}"), hint));
+        let identities = match context.keyring.identities(context.vault) {
+            Ok(Some(identities)) => identities,
+            Ok(None) => {
+                return closed(
+                    "there is no identity on this host".into(),
+                    Some("name one: --identity FILE".into()),
+                );
+            }
+            Err(e) => {
+                return Err(SourceError::Bad { what: "the identity".into(), why: chain(&e), hint: e.hint() });
+            }
+        };
+        let read =
+            |source| SourceError::Read { what: format!("{} of the archive", originals::MEMBER), source };
+        let sealed = File::open(work.dir.join(originals::MEMBER)).map_err(read)?;
+        let mut tar = match unseal(Box::new(sealed), &identities) {
+            Ok(tar) => tar,
+            Err(e @ SealError::NoIdentity { .. }) => return closed(chain(&e), e.hint()),
+            Err(e) => {
+                return Err(SourceError::Bad {
+                    what: originals::MEMBER.into(),
+                    why: chain(&e),
+                    hint: e.hint(),
+                });
+            }
+        };
+        let found = originals::read(&mut tar, context.cancel)?;
+        let store = putting::Credstore::default();
+        Ok(Originals::Open(Box::new(putting::Putting::new(context, &self.paths(context), &found, store))))
+    }
+
     fn method(&self) -> String {
         let own = if self.own { " and our own" } else { "" };
         format!("redacted copies of {} files{own}", self.files.len())
@@ -140,6 +184,13 @@ impl Source for ConfigFiles {
             ("files".into(), json!(capture.files)),
             ("redacted".into(), json!(redacted_count)),
         ]);
+        if !context.encryption.recipients.is_empty() {
+            let sealed = originals::seal(context, stage, &originals)?;
+            capture.facts.insert("originals".into(), json!(sealed.files));
+            capture.facts.insert("secrets".into(), json!(sealed.secrets));
+            capture.staged.push(sealed.staged);
+            capture.warnings.extend(sealed.warnings);
+        }
         Ok(capture)
     }
 }
@@ -180,8 +231,9 @@ fn no_secret(secrets: &crate::redact::Secrets, bytes: &[u8], path: &Path) -> Res
 /// The base name; files that share one keep their whole path.
 fn member_names(paths: &[&Path]) -> Vec<String> {
     let base = |p: &Path| p.file_name().map_or_else(String::new, |n| safe(&n.to_string_lossy()));
+    let own = originals::MEMBER.trim_start_matches(CONFIG_DIR);
     let bases: Vec<String> = paths.iter().map(|p| base(p)).collect();
-    let alike = |b: &String| bases.iter().filter(|o| *o == b).count() > 1 || b == INVENTORY;
+    let alike = |b: &String| bases.iter().filter(|o| *o == b).count() > 1 || b == INVENTORY || *b == own;
     paths
         .iter()
         .zip(&bases)
@@ -215,11 +267,21 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     io::copy(member.body, &mut io::sink()).map(|_| ()).map_err(CheckError::Read)
 }
 
-fn restore(_: &str, _: &Component) -> String {
-    format!(
+fn restore(_: &str, component: &Component) -> String {
+    let mut text = format!(
         "Configuration files are in `{CONFIG_DIR}`; `{CONFIG_DIR}{INVENTORY}` tells where each belongs, its owner and its \
          mode. A name that ends in `.redacted` had secrets replaced by `<REDACTED>`: use it to read, never as it is.\n"
-    )
+    );
+    if component.members.iter().any(|m| m == originals::MEMBER) {
+        text.push_str(&format!(
+            "\n`{0}` has the files as they were, each under its whole path, and below `credentials/` the secrets that \
+             the configuration refers to. Its recipients open it with the private key in the file IDENTITY (the first \
+             line makes a directory that only you can read):\n\n```\nmkdir -m 0700 originals\n\
+             age -d -i IDENTITY {0} | tar -xpf - -C originals\n```\n",
+            originals::MEMBER
+        ));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -55,6 +55,10 @@ impl Restore<'_> {
         let keep = keep_old.then(|| work.id.to_owned());
         journal.record(&Step::Committed { component: chosen.name.to_owned(), keep })?;
         match keep_old {
+            true if target.keeps_old() => {
+                let kept = change.keep(work.id, engine)?;
+                outcome.warnings.extend(kept.map(|old| format!("what was there is kept in {old}")));
+            }
             true => outcome.warnings.extend(change.keep(work.id, engine)?.map(|old| {
                 format!("no safety copy could be made of what was there; it is kept in {old}: remove it when all is well")
             })),

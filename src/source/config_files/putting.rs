@@ -1,0 +1,300 @@
+//! Originals on their way back over the live files. What could go wrong: a file where the backup says and the operator
+//! did not; so nothing is taken from the names in the tar. Each path that the present configuration names is looked up
+//! there, and what was live stays beside it under a name that people find.
+
+use std::cell::RefCell;
+use std::fs::{DirBuilder, File, FileTimes, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use super::originals::{Found, LEFT_OUT, name_of, name_of_secret};
+use crate::change::{Change, ChangeError, plan_file};
+use crate::docker::Container;
+use crate::format::tarwalk::Mtime;
+use crate::hint::chain;
+use crate::run_journal::RunJournal;
+use crate::secret::SecretRef;
+use crate::source::{Context, SourceError};
+use crate::target::{Existing, Target, Work};
+use crate::vault::SecretError;
+
+/// Where systemd looks for credentials that only this host can read, and what makes them.
+pub struct Credstore {
+    pub program: PathBuf,
+    pub dir: PathBuf,
+}
+
+impl Default for Credstore {
+    fn default() -> Self {
+        Self { program: "systemd-creds".into(), dir: "/etc/credstore.encrypted".into() }
+    }
+}
+
+/// A file that is going to be live.
+struct New {
+    live: PathBuf,
+    bytes: Vec<u8>,
+    mode: u32,
+    /// None: ours.
+    owner: Option<(u32, u32)>,
+    mtime: Option<Mtime>,
+}
+
+pub struct Putting {
+    files: Vec<New>,
+    /// Credentials that this host lacks: name and value.
+    credentials: Vec<(String, String)>,
+    notes: Vec<String>,
+    store: Credstore,
+    /// What lies beside the live files, once it does: live path, and path beside.
+    ready: RefCell<Vec<(PathBuf, PathBuf)>>,
+}
+
+impl Putting {
+    /// `paths`: what the configuration names now.
+    pub fn new(context: &Context<'_>, paths: &[PathBuf], found: &[Found], store: Credstore) -> Self {
+        let mut this = Self {
+            files: Vec::new(),
+            credentials: Vec::new(),
+            notes: Vec::new(),
+            store,
+            ready: RefCell::default(),
+        };
+        let look_up = |name: Option<Vec<u8>>| found.iter().find(|f| Some(&f.name) == name.as_ref());
+        for path in paths {
+            match look_up(name_of(path)) {
+                Some(original) => this.file(path, original),
+                None => this.notes.push(format!("{} is not among the originals", path.display())),
+            }
+        }
+        for reference in context.secret_refs {
+            if let Some(original) = look_up(name_of_secret(reference)) {
+                this.secret(context, reference, original);
+            }
+        }
+        this
+    }
+
+    fn file(&mut self, path: &Path, original: &Found) {
+        if original.lacks_key() {
+            self.notes.push(format!(
+                "{} is left as it is: its original has {LEFT_OUT} where a key was",
+                path.display()
+            ));
+            return;
+        }
+        if is_same(path, original) {
+            self.notes.push(format!("{} is already as it was", path.display()));
+            return;
+        }
+        self.files.push(New {
+            live: path.to_owned(),
+            bytes: original.bytes.clone(),
+            mode: original.mode,
+            owner: Some((original.uid, original.gid)),
+            mtime: Some(original.mtime),
+        });
+    }
+
+    /// What this host has stays as it is: it may be newer than the backup.
+    fn secret(&mut self, context: &Context<'_>, reference: &SecretRef, original: &Found) {
+        match context.vault.read(reference) {
+            Ok(_) => self.notes.push(format!("{reference} is there, and left as it is")),
+            Err(SecretError::Missing { .. }) => {
+                let value = String::from_utf8_lossy(&original.bytes).into_owned();
+                context.vault.learn(&reference.to_string(), value.trim_end());
+                match reference {
+                    SecretRef::Credential(name) => self.credentials.push((name.clone(), value)),
+                    SecretRef::File(path) => self.files.push(New {
+                        live: path.clone(),
+                        bytes: original.bytes.clone(),
+                        mode: 0o600,
+                        owner: None,
+                        mtime: None,
+                    }),
+                    SecretRef::Env(name) => self.notes.push(format!(
+                        "{reference} is not set here; its value is among the originals, as credentials/env:{name}"
+                    )),
+                }
+            }
+            Err(e) => self.notes.push(format!("{reference} is left as it is: {}", chain(&e))),
+        }
+    }
+
+    /// The credential as only this host can read it. The value goes through a pipe: arguments are for everybody to see.
+    fn encrypt(&self, name: &str, value: &str) -> io::Result<Vec<u8>> {
+        let mut child = Command::new(&self.store.program)
+            .arg("encrypt")
+            .arg(format!("--name={name}"))
+            .args(["-", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // Both ends at once: neither waits for the other, however long the value is.
+        let written = std::thread::scope(|scope| {
+            let stdin = child.stdin.take();
+            let writer =
+                scope.spawn(move || stdin.map_or(Ok(()), |mut pipe| pipe.write_all(value.as_bytes())));
+            let output = child.wait_with_output();
+            (writer.join(), output)
+        });
+        let (Ok(wrote), output) = written else { return Err(io::Error::other("it could not be written to")) };
+        let output = output?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(io::Error::other(format!("{}: {why}", self.store.program.display())));
+        }
+        wrote.map(|()| output.stdout)
+    }
+
+    fn encrypted(&self, context: &Context<'_>, notes: &mut Vec<String>) -> Vec<New> {
+        let mut new = Vec::new();
+        for (name, value) in &self.credentials {
+            match self.encrypt(name, value) {
+                Ok(bytes) => new.push(New {
+                    live: self.store.dir.join(name),
+                    bytes,
+                    mode: 0o600,
+                    owner: None,
+                    mtime: None,
+                }),
+                Err(e) => notes.push(context.vault.scrub(&format!(
+                    "the credential {name} was not put back ({e}): take it from the originals, then: systemd-creds \
+                     encrypt --name={name} credentials/{name} {}",
+                    self.store.dir.join(name).display()
+                ))),
+            }
+        }
+        new
+    }
+
+    fn lay(&self, new: &New, journal: &RunJournal, work: &Work<'_>) -> Result<Vec<String>, SourceError> {
+        let to = beside(&new.live, work.id);
+        let put = |source| SourceError::Place { path: to.clone(), source };
+        let dir = new.live.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(put)?;
+        journal.record(&work.scratch(&to))?;
+        // Private until it is whole; its mode comes last.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(put)?;
+        file.write_all(&new.bytes).map_err(put)?;
+        let mut warnings = Vec::new();
+        if let Some((uid, gid)) = new.owner
+            && fchown(&file, Some(uid), Some(gid)).is_err()
+        {
+            warnings.push(format!("{}: its owner {uid}:{gid} was not restored", new.live.display()));
+        }
+        file.set_permissions(std::fs::Permissions::from_mode(new.mode)).map_err(put)?;
+        if let Some(time) = new.mtime.and_then(system_time) {
+            file.set_times(FileTimes::new().set_modified(time)).map_err(put)?;
+        }
+        file.sync_all().map_err(put)?;
+        File::open(dir).and_then(|d| d.sync_all()).map_err(put)?;
+        self.ready.borrow_mut().push((new.live.clone(), to));
+        Ok(warnings)
+    }
+}
+
+fn system_time(time: Mtime) -> Option<SystemTime> {
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let second = match time.secs < 0 {
+        true => SystemTime::UNIX_EPOCH.checked_sub(whole)?,
+        false => SystemTime::UNIX_EPOCH.checked_add(whole)?,
+    };
+    second.checked_add(Duration::from_nanos(time.nanos.into()))
+}
+
+fn is_same(path: &Path, original: &Found) -> bool {
+    let Ok(meta) = path.symlink_metadata() else { return false };
+    meta.is_file()
+        && meta.len() == original.bytes.len() as u64
+        && meta.mode() & 0o7777 == original.mode
+        && (meta.uid(), meta.gid()) == (original.uid, original.gid)
+        && std::fs::read(path).is_ok_and(|bytes| bytes == original.bytes)
+}
+
+fn beside(live: &Path, id: &str) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(live.file_name().unwrap_or_default());
+    name.push(format!(".tars-restore-{id}"));
+    live.with_file_name(name)
+}
+
+impl Target for Putting {
+    fn describe(&self) -> String {
+        let files = self.files.iter().map(|f| f.live.display().to_string());
+        let credentials = self.credentials.iter().map(|(name, _)| format!("credential {name}"));
+        let all: Vec<String> = files.chain(credentials).collect();
+        if all.is_empty() { "nothing: all is as it was".into() } else { all.join(", ") }
+    }
+
+    fn keeps_old(&self) -> bool {
+        true
+    }
+
+    fn existing(&self, _: &Context<'_>) -> Result<Existing, SourceError> {
+        let there = self.files.iter().filter(|f| f.live.symlink_metadata().is_ok()).count();
+        Ok(match there {
+            0 => Existing::Nothing,
+            1 => Existing::Something("1 file, which is kept beside".into()),
+            n => Existing::Something(format!("{n} files, which are kept beside")),
+        })
+    }
+
+    fn survey(&self, _: &Context<'_>, _: &Work<'_>) -> Result<(PathBuf, u64), SourceError> {
+        let mut disk = PathBuf::from("/");
+        for file in &self.files {
+            if file.live.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+                return Err(SourceError::bad(file.live.display().to_string(), "it is a directory now"));
+            }
+            if let Some(dir) = file.live.ancestors().skip(1).find(|d| d.is_dir()) {
+                disk = dir.to_owned();
+            }
+        }
+        Ok((disk, self.files.iter().map(|f| f.bytes.len() as u64 + 4096).sum()))
+    }
+
+    fn prepare(
+        &self,
+        context: &Context<'_>,
+        journal: &RunJournal,
+        work: &Work<'_>,
+    ) -> Result<Vec<String>, SourceError> {
+        let mut warnings = self.notes.clone();
+        let encrypted = self.encrypted(context, &mut warnings);
+        if !encrypted.is_empty() {
+            let put = |source| SourceError::Place { path: self.store.dir.clone(), source };
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.store.dir).map_err(put)?;
+        }
+        for new in self.files.iter().chain(&encrypted) {
+            context.cancel.check()?;
+            warnings.extend(self.lay(new, journal, work)?);
+        }
+        Ok(warnings)
+    }
+
+    fn change(&self, _: &Context<'_>, _: &RunJournal, _: &Work<'_>) -> Result<Change, SourceError> {
+        let ready = self.ready.borrow();
+        let files: Result<Vec<Change>, ChangeError> =
+            ready.iter().map(|(live, beside)| plan_file(live, beside)).collect();
+        Ok(Change::Files { files: files? })
+    }
+
+    fn check(&self, _: &Context<'_>, _: &Work<'_>, _: &[Container]) -> Result<Vec<String>, SourceError> {
+        for file in &self.files {
+            let now = std::fs::read(&file.live);
+            let now =
+                now.map_err(|source| SourceError::Read { what: file.live.display().to_string(), source })?;
+            if now != file.bytes {
+                return Err(SourceError::bad(
+                    file.live.display().to_string(),
+                    "it is not what was put there",
+                ));
+            }
+        }
+        Ok(Vec::new())
+    }
+}
