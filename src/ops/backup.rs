@@ -33,6 +33,7 @@ use crate::setup::Setup;
 use crate::source::{Configured, Context, MODELS};
 use crate::staging::{Staging, StagingError, make_private};
 use crate::store::{self, FsStore, Store, StoreError};
+use crate::units::millis;
 
 pub use preview::{Preview, preview};
 
@@ -471,8 +472,4 @@ fn store_failed(store: &str, failure: Failure, world: &World<'_>) -> StoreResult
     let text = format!("{}{}", failure.error, failure.hint_text());
     world.monitor.event(Event::new(What::StoreFailed, text).store(store));
     StoreResult { store: store.to_owned(), receipt: None, failure: Some(failure) }
-}
-
-fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }

@@ -337,7 +337,7 @@ pub fn halted_before_the_exchange(home: &Home, more: &[&str]) -> (Running, PathB
         if now.contains("\"step\":\"hold\"") {
             running.signal("STOP");
             let lines: Vec<Value> = now.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-            let scratch = lines.iter().find(|l| l["step"] == "scratch").expect("nothing was laid beside");
+            let scratch = lines.iter().find(|l| l["step"] == "scratch").unwrap();
             assert!(!std::fs::read_to_string(&journal).unwrap().contains("\"step\":\"change\""), "too late");
             return (running, scratch["scratch"]["path"].as_str().unwrap().into());
         }
