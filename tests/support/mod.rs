@@ -298,6 +298,9 @@ impl Running {
     }
 }
 
+/// Between two looks at a journal: shorter than any step, and a processor is left to what is looked at.
+const GLANCE: Duration = Duration::from_micros(100);
+
 /// Kills a restore of all when its journal has grown to `lines`; false when it ended before. Without its guardian, which
 /// would be faster than us, what it left stays until somebody looks.
 pub fn killed_at(home: &Home, lines: usize, guardian: bool, more: &[&str]) -> bool {
@@ -320,6 +323,7 @@ pub fn killed_at(home: &Home, lines: usize, guardian: bool, more: &[&str]) -> bo
             return false;
         }
         assert!(Instant::now() < deadline, "it hangs");
+        std::thread::sleep(GLANCE);
     }
 }
 
@@ -343,6 +347,7 @@ pub fn halted_before_the_exchange(home: &Home, more: &[&str]) -> (Running, PathB
         }
         assert!(running.child.try_wait().unwrap().is_none(), "it ended before it stopped anything");
         assert!(Instant::now() < deadline, "it hangs");
+        std::thread::sleep(GLANCE);
     }
 }
 
