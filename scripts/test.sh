@@ -39,6 +39,9 @@ scripts/deb.sh | tee "$LAB_DIR/log/deb.log"
 TARS_BACKUP_DEB=$(tail -n 1 "$LAB_DIR/log/deb.log")
 export TARS_BACKUP_DEB
 
+# Most of the time of a test is waiting for a container.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
+
 log=$LAB_DIR/log/cargo-test.log
 status=0
 # shellcheck disable=SC2086 # several arguments

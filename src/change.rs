@@ -321,20 +321,8 @@ impl Change {
                 }
             }
             Self::Within { root, carried } => {
-                let (new, old) = (root.join(NEW), root.join(OLD));
-                if look(&old)?.is_some() {
-                    // Without the marker, whatever is in the root is old and has not moved out yet.
-                    if look(&old.join(HALF))?.is_some() {
-                        move_all(root, &new)?;
-                        remove_file(&old.join(HALF))?;
-                        sync(&old)?;
-                    }
-                    move_all(&old, root)?;
-                    copy_attributes(&old, root)?;
-                    remove(&old)?;
-                }
-                uncarry(&new, root, carried)?;
-                remove(&new)?;
+                take_out(root, carried)?;
+                remove(&root.join(NEW))?;
                 sync(root)
             }
             Self::Sqlite { live, new, old } => {
@@ -378,17 +366,78 @@ impl Change {
         }
     }
 
+    /// Called when it failed and a person wants to look at it: what is live stays so, and the other data gets a name that
+    /// is found. Where nothing went live, or only a part of it, the old data is live.
+    pub fn keep_failed(&self, id: &str, engine: Option<&Docker>) -> Result<Kept, ChangeError> {
+        let new = match self {
+            Self::Window { helper, inner } => {
+                let window = window(engine, helper)?;
+                return Ok(inner.seen_through(&window).keep_failed(id, engine)?.map(in_volume));
+            }
+            Self::Databases(databases) => match databases.keep_new(id, engine)? {
+                Some(new) => return Ok(Kept::New(new)),
+                None => None,
+            },
+            Self::Files { files } => {
+                let (mut old, mut new) = (Vec::new(), Vec::new());
+                for file in files {
+                    match file.keep_failed(id, engine)? {
+                        Kept::Nothing => {}
+                        Kept::Old(path) => old.push(path),
+                        Kept::New(path) => new.push(path),
+                    }
+                }
+                return Ok(match (old.as_slice(), new.as_slice()) {
+                    ([], []) => Kept::Nothing,
+                    (_, []) => Kept::Old(old.join(", ")),
+                    // Where only some went live, what is beside is named; which is which its ending tells.
+                    _ => Kept::New([new, old].concat().join(", ")),
+                });
+            }
+            Self::Exchange { live, beside, new, carried, .. } => {
+                match look(live)?.is_some_and(|m| id_of(&m) == *new) {
+                    true => None,
+                    false => {
+                        uncarry(beside, live, carried)?;
+                        Some((beside.clone(), with_ending(live, &format!(".restored-{id}"))))
+                    }
+                }
+            }
+            Self::Within { root, carried } => match names(&root.join(NEW))?.unwrap_or_default().is_empty() {
+                true => None,
+                false => {
+                    take_out(root, carried)?;
+                    Some((root.join(NEW), root.join(format!("restored-{id}"))))
+                }
+            },
+            Self::Sqlite { live, new, old } => {
+                let still_old = match old {
+                    Some(old) => is_same(live, old)?,
+                    None => look(new)?.is_some(),
+                };
+                if let (true, Some(old)) = (still_old, old) {
+                    remove_file(old)?;
+                }
+                still_old.then(|| (new.clone(), with_ending(live, &format!(".restored-{id}"))))
+            }
+        };
+        let Some((new, to)) = new else {
+            return Ok(self.keep(id, engine)?.map_or(Kept::Nothing, Kept::Old));
+        };
+        rustix::fs::renameat_with(CWD, &new, CWD, &to, RenameFlags::NOREPLACE)
+            .map_err(errno("keep the new data in", &to))?;
+        sync_parent(&to)?;
+        Ok(Kept::New(to.display().to_string()))
+    }
+
     /// Gives the old data a name that a person finds, instead of removing it: where it is then, None when there was none.
+    /// The new data is live.
     pub fn keep(&self, id: &str, engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
         // Called again after a kill, it finds that it was done.
-        let named = |live: &Path| {
-            let mut name = live.file_name().unwrap_or_default().to_owned();
-            name.push(format!(".before-{id}"));
-            live.with_file_name(name)
-        };
+        let named = |live: &Path| with_ending(live, &format!(".before-{id}"));
         let (old, to) = match self {
             Self::Window { helper, inner } => {
-                return inner.seen_through(&window(engine, helper)?).keep(id, engine);
+                return Ok(inner.seen_through(&window(engine, helper)?).keep(id, engine)?.map(in_volume));
             }
             Self::Databases(databases) => return databases.keep(id, engine),
             Self::Files { files } => {
@@ -435,6 +484,55 @@ fn numbered(path: &Path, number: u32) -> std::ffi::OsString {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{number}"));
     name
+}
+
+/// What `Change::keep_failed` kept, and where it is now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// There was no old data, and the new is live.
+    Nothing,
+    Old(String),
+    New(String),
+}
+
+impl Kept {
+    fn map(self, to: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Old(path) => Self::Old(to(path)),
+            Self::New(path) => Self::New(to(path)),
+        }
+    }
+}
+
+/// A path behind a window means nothing once its helper is gone.
+fn in_volume(path: String) -> String {
+    let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
+    format!("{name} in the volume")
+}
+
+/// The name beside `path` that ends with this.
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+/// Brings the old entries of a directory back from wherever a change within it stopped; the new ones lie in `NEW` then.
+fn take_out(root: &Path, carried: &[PathBuf]) -> Result<(), ChangeError> {
+    let (new, old) = (root.join(NEW), root.join(OLD));
+    if look(&old)?.is_some() {
+        // Without the marker, whatever is in the root is old and has not moved out yet.
+        if look(&old.join(HALF))?.is_some() {
+            move_all(root, &new)?;
+            remove_file(&old.join(HALF))?;
+            sync(&old)?;
+        }
+        move_all(&old, root)?;
+        copy_attributes(&old, root)?;
+        remove(&old)?;
+    }
+    uncarry(&new, root, carried)
 }
 
 /// In the old directory once it is complete: from then on, what is in the root is new.
@@ -770,6 +868,63 @@ mod tests {
             assert!(kept.contains("before-x"), "{kept:?}");
             assert!(!c.live.join(OLD).exists() && !c.live.join(NEW).exists());
         }
+    }
+
+    #[test]
+    fn what_failed_before_it_went_live_is_kept_as_what_it_is() {
+        for within in [false, true] {
+            // What was to be taken over is in the new tree already.
+            let c = case(within);
+            let (Change::Exchange { carried, .. } | Change::Within { carried, .. }) = &c.change else {
+                unreachable!()
+            };
+            carry(&c.live, &c.new, carried).unwrap();
+            let Kept::New(kept) = c.change.keep_failed("x", None).unwrap() else { panic!("{within}") };
+            assert!(kept.contains("restored-x"), "{kept}");
+            assert_eq!(tree(Path::new(&kept))[Path::new("a")], "new a");
+            if within {
+                std::fs::remove_dir_all(&kept).unwrap();
+            }
+            assert_eq!(tree(&c.live), c.before, "{within}");
+
+            let c = case(within);
+            c.change.apply(None).unwrap();
+            let Kept::Old(kept) = c.change.keep_failed("x", None).unwrap() else { panic!("{within}") };
+            assert_eq!(tree(Path::new(&kept))[Path::new("a")], "old a");
+            assert_eq!(std::fs::read_to_string(c.live.join("a")).unwrap(), "new a");
+        }
+        // Half way, some of both is in the root.
+        let c = case(true);
+        let Change::Within { carried, .. } = &c.change else { unreachable!() };
+        let (new, old) = (c.live.join(NEW), c.live.join(OLD));
+        carry(&c.live, &new, carried).unwrap();
+        make_like(&c.live, &old).unwrap();
+        move_all(&c.live, &old).unwrap();
+        std::fs::write(old.join(HALF), "").unwrap();
+        std::fs::rename(new.join("a"), c.live.join("a")).unwrap();
+        let Kept::New(kept) = c.change.keep_failed("x", None).unwrap() else { panic!() };
+        assert_eq!(tree(Path::new(&kept))[Path::new("a")], "new a");
+        std::fs::remove_dir_all(&kept).unwrap();
+        assert_eq!(tree(&c.live), c.before);
+
+        // Where nothing was, and where the old cannot be told from the new by its name.
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let restored = Kept::New(at("live.restored-x").display().to_string());
+        let new = beside(&at("live"), "1");
+        fill(&new, &[("a", "new")]);
+        let change = plan_directory(&at("live"), &new, Vec::new()).unwrap();
+        assert_eq!(change.keep_failed("x", None).unwrap(), restored);
+        assert!(!at("live").exists());
+        std::fs::remove_dir_all(at("live.restored-x")).unwrap();
+        drop(database(&at("live"), "old", "DELETE"));
+        copy_database(&at("live"), &at("old")).unwrap();
+        drop(database(&at("new"), "new", "DELETE"));
+        let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+        assert_eq!(change.keep_failed("x", None).unwrap(), restored);
+        assert_eq!(value(&Connection::open(at("live")).unwrap()), "old");
+        assert_eq!(value(&Connection::open(at("live.restored-x")).unwrap()), "new");
+        assert!(!at("old").exists() && !at("new").exists());
     }
 
     #[test]

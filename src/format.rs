@@ -3,6 +3,7 @@
 //! whole, and what is in it. The one thing that could go wrong is to say "whole" about a stream that was
 //! cut; every reader therefore asks for the format's own end mark and for nothing after it.
 
+pub mod compose;
 pub mod rdb;
 pub mod roles;
 pub mod sqldump;

@@ -104,6 +104,11 @@ pub trait Source: Send + Sync {
         Ok(None)
     }
 
+    /// Files of the stack's configuration that it names.
+    fn files(&self) -> &[PathBuf] {
+        &[]
+    }
+
     /// Configuration files: members of the archive, and the live files that they are copies of.
     fn references(&self, _: &Context<'_>, _: &Component) -> Vec<(String, PathBuf)> {
         Vec::new()

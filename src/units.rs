@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// Whole milliseconds.
+pub fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A length of time for timeouts: `s`, `m`/`min`, `h`, `d`, `w`; several parts may follow each other (`1h 30m`).
 pub fn duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();

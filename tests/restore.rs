@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -110,6 +111,66 @@ fn what_the_source_leaves_out_stays_and_only_what_is_asked_for_changes() {
     home.tars(&["restore", "--latest", "--yes", "--component", "nothing"])
         .expect(64)
         .says("it has: app, documents, more");
+}
+
+#[test]
+fn what_fails_before_it_is_live_is_kept_for_a_person_under_a_name_that_says_so() {
+    let home = Home::new();
+    let at = |name: &str| home.at(name);
+    sh(&format!("mkdir '{0}'; echo a > '{0}/a'; ln -s /nowhere '{0}/deep'", at("docs")));
+    sh(&format!("sqlite3 '{}' 'CREATE TABLE t(v); INSERT INTO t VALUES (1);'", at("app.sqlite3")));
+    let docs = format!("type = \"directory\"\npath = \"{}\"\nexclude = [\"cache\"]", at("docs"));
+    let app = format!("type = \"sqlite\"\npath = \"{}\"", at("app.sqlite3"));
+    let home = home.source("documents", &docs).source("app", &app).ready();
+    home.backup(0);
+    let at = |name: &str| home.at(name);
+    // What the backup leaves out has no place where a link is now.
+    sh(&format!(
+        "cd '{}'; rm deep; mkdir -p deep/cache cache; echo c > deep/cache/c; echo d > cache/d",
+        at("docs")
+    ));
+    sh(&format!("sqlite3 '{}' 'PRAGMA journal_mode=WAL; UPDATE t SET v = 99;'", at("app.sqlite3")));
+    let before = describe(&home.path("docs"));
+    let mut application = std::process::Command::new("sqlite3");
+    let mut application = application
+        .arg(home.path("app.sqlite3"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = application.stdin.take().unwrap();
+    input.write_all(b"BEGIN IMMEDIATE; SELECT v FROM t;\n").unwrap();
+    let mut seen = [0; 3];
+    application.stdout.take().unwrap().read_exact(&mut seen).unwrap();
+    let done = home.tars(&["restore", "--latest", "--yes", "--keep", "--no-safety-backup"]).expect(1);
+    drop(input);
+    application.wait().unwrap();
+    let name = home.only();
+    for (component, kept) in [("documents", "docs"), ("app", "app.sqlite3")] {
+        let path = format!("{}.restored-{name}", at(kept));
+        let told = format!("{component}: the old data is live; the new data is in {path}\n");
+        assert!(done.stderr.contains(&told), "{told:?} is not in:\n{}", done.stderr);
+    }
+    assert_eq!(describe(&home.path("docs")), before);
+    assert_eq!(rows(&at("app.sqlite3")), "99\n");
+    assert_eq!(sh(&format!("cat '{}.restored-{name}/a'", at("docs"))), "a\n");
+    assert_eq!(rows(&format!("{}.restored-{name}", at("app.sqlite3"))), "1\n");
+    assert_eq!(sh(&format!("ls -A '{}' | grep tars-restore || true", home.root().display())), "");
+    assert!(!home.path("state/run.journal").exists());
+}
+
+#[test]
+fn the_time_that_it_took_is_told() {
+    let home = with_three();
+    let done = home.tars(&["restore", "--latest", "--yes", "--no-safety-backup"]).expect(0);
+    let line = done.stderr.lines().find(|l| l.contains(": restored ")).unwrap();
+    let took = line.rsplit(", ").next().unwrap();
+    assert!(took.starts_with(|c: char| c.is_ascii_digit()) && took.ends_with('s'), "{line}");
+    let restore = ["restore", "--latest", "--yes", "--no-safety-backup", "--json"];
+    let outcome = home.tars(&restore).expect(0).json();
+    assert!(outcome["duration_ms"].as_u64().unwrap() > 0, "{outcome}");
+    let elsewhere = ["restore", "--latest", "--to", &home.at("out"), "--json"];
+    assert!(home.tars(&elsewhere).expect(0).json()["duration_ms"].as_u64().unwrap() > 0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `tars-backup restore`.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::args::{Global, RestoreArgs, Roles};
 use super::recover::lock;
@@ -59,10 +59,11 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
             let restore = prepare(&session, setup, &request, &fetched, &chosen, &world)?;
             let plan = restore.plan().map_err(|e| failed(&session, &e))?;
             session.monitor.clear();
+            let asked = Instant::now();
             if !args.yes {
                 confirm(&text::restore_plan(&plan), &plan.backup)?;
             }
-            let outcome = restore.run(&guard).map_err(|e| failed(&session, &e))?;
+            let outcome = restore.run(&guard, asked.elapsed()).map_err(|e| failed(&session, &e))?;
             finish(global, &session, &outcome)
         }
         Some(setup) if args.dry_run && !elsewhere => {
@@ -201,7 +202,9 @@ fn confirm(plan: &str, backup: &str) -> Result<(), Failed> {
 
 fn finish(global: &Global, session: &Session, outcome: &RestoreOutcome) -> Result<Exit, Failed> {
     let summary = session.vault.scrub(&text::restore_outcome(outcome));
-    session.monitor.event(Event::new(What::RestoreFinished, summary.trim_end()).backup(&outcome.backup));
+    let mut event = Event::new(What::RestoreFinished, summary.trim_end()).backup(&outcome.backup);
+    event.duration_ms = Some(outcome.duration_ms);
+    session.monitor.event(event);
     if global.json {
         json::print(outcome).map_err(Failed::output)?;
     }

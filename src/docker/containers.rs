@@ -15,6 +15,8 @@ use crate::run_journal::{Held, How};
 const PROJECT: &str = "com.docker.compose.project";
 const SERVICE: &str = "com.docker.compose.service";
 const NUMBER: &str = "com.docker.compose.container-number";
+const WORKING_DIR: &str = "com.docker.compose.project.working_dir";
+const CONFIG_FILES: &str = "com.docker.compose.project.config_files";
 const DEPENDS_ON: &str = "com.docker.compose.depends_on";
 
 /// How a source names its container: by name, else by the Compose service.
@@ -110,8 +112,8 @@ impl Container {
         let labels = [
             ("project", PROJECT),
             ("service", SERVICE),
-            ("working_dir", "com.docker.compose.project.working_dir"),
-            ("config_files", "com.docker.compose.project.config_files"),
+            ("working_dir", WORKING_DIR),
+            ("config_files", CONFIG_FILES),
             ("environment_file", "com.docker.compose.project.environment_file"),
         ];
         labels.into_iter().filter_map(|(key, label)| Some((key, self.label(label)?))).collect()
@@ -121,6 +123,19 @@ impl Container {
     pub fn depends_on(&self) -> Vec<&str> {
         let all = self.labels.get(DEPENDS_ON).map_or("", String::as_str);
         all.split(',').filter_map(|d| d.split(':').next()).filter(|d| !d.is_empty()).collect()
+    }
+
+    /// Whether Compose noted what it needs, if only that it needs nothing. Version 1 did not.
+    pub fn notes_needs(&self) -> bool {
+        self.labels.contains_key(DEPENDS_ON)
+    }
+
+    /// The Compose files that it was made from, as far as Compose noted them.
+    pub fn compose_files(&self) -> Vec<PathBuf> {
+        let dir = PathBuf::from(self.label(WORKING_DIR).unwrap_or_default());
+        let files = self.label(CONFIG_FILES).unwrap_or_default();
+        let paths = files.split(',').filter(|f| !f.is_empty()).map(|f| dir.join(f));
+        paths.filter(|p| p.is_absolute()).collect()
     }
 
     /// Whether its process number means its process here too, and not that of somebody else.

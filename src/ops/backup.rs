@@ -36,6 +36,7 @@ use crate::source::{Configured, Context, MODELS};
 use crate::spool::{Spool, SpoolError};
 use crate::staging::{Staging, StagingError, make_private};
 use crate::store::{self, FsStore, Store, StoreError};
+use crate::units::millis;
 
 pub use preview::{Preview, preview};
 
@@ -547,8 +548,4 @@ fn store_failed(store: &str, failure: Failure, world: &World<'_>) -> StoreResult
     let text = format!("{}{}", failure.error, failure.hint_text());
     world.monitor.event(Event::new(What::StoreFailed, text).store(store));
     StoreResult { store: store.to_owned(), receipt: None, spooled: false, failure: Some(failure) }
-}
-
-fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }

@@ -9,6 +9,7 @@ mod put;
 mod safety;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -25,7 +26,7 @@ use crate::run_guard::RunGuard;
 use crate::setup::Setup;
 use crate::source::{Configured, Context, Originals, Source, SourceError};
 use crate::target::{Existing, Target, Wishes, Work};
-use crate::units::show_bytes;
+use crate::units::{millis, show_bytes};
 
 pub use fetch::{FetchError, Fetched, fetch};
 
@@ -173,6 +174,9 @@ pub struct RestorePlan {
     pub made: String,
     pub host: String,
     pub lines: Vec<PlanLine>,
+    /// Containers that are stopped meanwhile, because they depend on the data.
+    pub stopped_meanwhile: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 impl RestorePlan {
@@ -217,6 +221,10 @@ pub struct RestoreOutcome {
     pub left_held: Vec<String>,
     /// What is wrong with containers that depend on what was restored.
     pub unhealthy: Vec<String>,
+    /// What a person should know and that failed nothing.
+    pub warnings: Vec<String>,
+    /// From the first byte that was fetched to the last container that was waited for.
+    pub duration_ms: u64,
 }
 
 impl RestoreOutcome {
@@ -376,7 +384,9 @@ impl<'a> Restore<'a> {
     pub fn plan(&self) -> Result<RestorePlan, RestoreError> {
         let manifest = &self.fetched.manifest;
         let mut lines = Vec::new();
-        for part in self.parts()? {
+        let parts = self.parts()?;
+        let dependents = self.dependents(&parts)?;
+        for part in parts {
             let c = part.chosen.component;
             let version = c.facts.get("server_version").and_then(serde_json::Value::as_str);
             let version = version.map_or_else(String::new, |v| format!(", of version {v}"));
@@ -419,16 +429,18 @@ impl<'a> Restore<'a> {
             made: manifest.timestamp.clone(),
             host: manifest.host.clone(),
             lines,
+            stopped_meanwhile: dependents.containers.into_iter().map(|c| c.name).collect(),
+            warnings: dependents.warnings,
         })
     }
 
-    /// Does it. The guard proves that nobody else runs.
-    pub fn run(&self, guard: &RunGuard) -> Result<RestoreOutcome, RestoreError> {
+    /// Does it. The guard proves that nobody else runs. `waited`: how long a person took to confirm.
+    pub fn run(&self, guard: &RunGuard, waited: Duration) -> Result<RestoreOutcome, RestoreError> {
         let backup = self.fetched.manifest.backup_name.to_string();
         self.world
             .monitor
             .event(Event::new(What::RestoreStarted, format!("Restore of {backup} started")).backup(&backup));
-        let outcome = self.run_parts(&self.parts()?);
+        let outcome = self.run_parts(&self.parts()?, waited);
         if outcome.is_err() {
             // What the interrupt left beside live data goes now, and not when somebody looks after us.
             let world = self.world;
@@ -439,8 +451,11 @@ impl<'a> Restore<'a> {
         outcome.map(|outcome| RestoreOutcome { left_held, ..outcome })
     }
 
-    fn run_parts(&self, parts: &[Part<'_>]) -> Result<RestoreOutcome, RestoreError> {
-        let dependents = self.dependents(parts)?;
+    fn run_parts(&self, parts: &[Part<'_>], waited: Duration) -> Result<RestoreOutcome, RestoreError> {
+        let dependents::Dependents { containers: dependents, warnings } = self.dependents(parts)?;
+        for warning in &warnings {
+            self.world.monitor.event(Event::new(What::Warning, warning.clone()));
+        }
         let stopped = match self.docker.as_ref() {
             Ok(docker) if !dependents.is_empty() => {
                 self.world.monitor.phase("stopping what depends on the data", None);
@@ -479,6 +494,8 @@ impl<'a> Restore<'a> {
             safety_copy: safety.archive,
             left_held: Vec::new(),
             unhealthy,
+            warnings,
+            duration_ms: millis(self.fetched.began.elapsed().saturating_sub(waited)),
         })
     }
 
@@ -628,7 +645,15 @@ pub fn write_to(
         components.push(outcome);
     }
     let backup = fetched.manifest.backup_name.to_string();
-    Ok(RestoreOutcome { backup, components, safety_copy: None, left_held: Vec::new(), unhealthy: Vec::new() })
+    Ok(RestoreOutcome {
+        backup,
+        components,
+        safety_copy: None,
+        left_held: Vec::new(),
+        unhealthy: Vec::new(),
+        warnings: Vec::new(),
+        duration_ms: millis(fetched.began.elapsed()),
+    })
 }
 
 /// Copies of one backup, the nearest first.

@@ -261,6 +261,30 @@ impl Databases {
         Ok(())
     }
 
+    /// See `Change::keep_failed`: None when the new databases are live.
+    pub fn keep_new(&self, id: &str, engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
+        let (server, database) = self.reach(engine)?;
+        server.end_tagged(&database, &self.access.tag)?;
+        let names = self.names(&server, &database)?;
+        if self.is_live(&names) {
+            return Ok(None);
+        }
+        let suffix = format!("_restored_{}", id.trim_start_matches("tars-backup-"));
+        let mut kept = Vec::new();
+        for p in &self.pairs {
+            let Some(now) = names.get(&p.new_oid) else { continue };
+            let to = beside(&p.name, &suffix);
+            server.ask(&database, &format!("ALTER DATABASE {} RENAME TO {}", name(now), name(&to)))?;
+            kept.push(to);
+        }
+        Ok(Some(self.told(&kept)))
+    }
+
+    fn told(&self, databases: &[String]) -> String {
+        let word = if databases.len() == 1 { "the database" } else { "the databases" };
+        format!("{word} {} of {}", databases.join(", "), self.access.container.name)
+    }
+
     /// See `Change::keep`.
     pub fn keep(&self, id: &str, engine: Option<&Docker>) -> Result<Option<String>, ChangeError> {
         let (server, database) = self.reach(engine)?;
@@ -277,10 +301,7 @@ impl Databases {
                 kept.push(now.clone());
             }
         }
-        Ok((!kept.is_empty()).then(|| {
-            let word = if kept.len() == 1 { "the database" } else { "the databases" };
-            format!("{word} {} of {}", kept.join(", "), self.access.container.name)
-        }))
+        Ok((!kept.is_empty()).then(|| self.told(&kept)))
     }
 }
 

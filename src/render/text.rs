@@ -183,6 +183,10 @@ pub fn restore_plan(p: &RestorePlan) -> String {
             out.push_str(&format!("\nNot restored: {}: {problem}{hint}\n", l.component));
         }
     }
+    if !p.stopped_meanwhile.is_empty() {
+        out.push_str(&format!("\nStopped meanwhile: {}\n", p.stopped_meanwhile.join(", ")));
+    }
+    out.extend(p.warnings.iter().map(|text| format!("\nWarning: {text}\n")));
     out
 }
 
@@ -190,9 +194,10 @@ pub fn restore_plan(p: &RestorePlan) -> String {
 pub fn restore_outcome(o: &RestoreOutcome) -> String {
     let restored: Vec<&str> =
         o.components.iter().filter(|c| c.fate == Fate::Restored).map(|c| c.component.as_str()).collect();
+    let took = show_duration(Duration::from_millis(o.duration_ms));
     let mut out = match restored.as_slice() {
-        [] => format!("{}: nothing was restored\n", o.backup),
-        names => format!("{}: restored {}\n", o.backup, names.join(", ")),
+        [] => format!("{}: nothing was restored ({took})\n", o.backup),
+        names => format!("{}: restored {}, {took}\n", o.backup, names.join(", ")),
     };
     for c in &o.components {
         for warning in &c.warnings {
@@ -210,7 +215,8 @@ pub fn restore_outcome(o: &RestoreOutcome) -> String {
         }
     }
     out.extend(o.safety_copy.iter().map(|path| format!("  what was there before: {path}\n")));
-    out.extend(o.left_held.iter().chain(&o.unhealthy).map(|text| format!("  {text}\n")));
+    let others = o.left_held.iter().chain(&o.unhealthy).chain(&o.warnings);
+    out.extend(others.map(|text| format!("  {text}\n")));
     out
 }
 

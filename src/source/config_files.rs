@@ -74,6 +74,10 @@ impl ConfigFiles {
 }
 
 impl Source for ConfigFiles {
+    fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     fn references(&self, context: &Context<'_>, component: &Component) -> Vec<(String, PathBuf)> {
         let paths = self.paths(context);
         let names = member_names(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>());

@@ -192,7 +192,7 @@ def seed(server):
         server.make_tenant(tenant, database)
     first = TENANTS[0]
     metadata = {"owner": "tests", "n": 2**53 + 1, "ratio": 0.1, "on": True, "titel": "Grüße"}
-    fill(server.make(*first, "documents", "cosine", metadata), 2500, 384)
+    fill(server.make(*first, "documents", "cosine", metadata), 2500, 48)
     fill(server.make(*first, "l2-vectors", "l2"), 1200, 32)
     fill(server.make(*first, "inner_product", "ip"), 50, 4)
     fill(server.make(*first, "legacy.space", "cosine", legacy=True), 30, 4)

@@ -202,6 +202,22 @@ impl Lab {
         full
     }
 
+    /// Whether something in a container listens on a TCP port. Costs little: a command in a container takes a tenth of a
+    /// second of a processor from the server that is waited for.
+    fn listens(&self, container: &str, port: u16) -> bool {
+        let d = self.docker(&["inspect", "-f", "{{.State.Pid}}", container]);
+        let pid = d.stdout.trim();
+        let wanted = format!(":{port:04X}");
+        ["tcp", "tcp6"].iter().any(|table| {
+            let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+            // Address here, address there, state: 0A is one that listens.
+            sockets.lines().any(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                words.len() > 3 && words[1].ends_with(&wanted) && words[3] == "0A"
+            })
+        })
+    }
+
     /// A PostgreSQL server with the database `tars_home`; not yet ready. The disk is not waited for: the test outlives
     /// no power failure.
     #[track_caller]
@@ -231,7 +247,8 @@ impl Lab {
     #[track_caller]
     pub fn await_postgres(&self, container: &str) {
         until("PostgreSQL answers", || {
-            self.docker(&["exec", container, "pg_isready", "-q", "-h", "127.0.0.1", "-U", "tars"]).code == 0
+            let asked = ["exec", container, "pg_isready", "-q", "-h", "127.0.0.1", "-U", "tars"];
+            self.listens(container, 5432) && self.docker(&asked).code == 0
         });
     }
 
@@ -266,6 +283,9 @@ impl Lab {
     #[track_caller]
     pub fn await_redis(&self, container: &str) {
         until("Redis answers", || {
+            if !self.listens(container, 6379) {
+                return false;
+            }
             let d = self.docker(&["exec", container, "redis-cli", "ping"]);
             d.stdout.trim() == "PONG" || d.stdout.starts_with("NOAUTH")
         });
@@ -306,7 +326,9 @@ impl Lab {
     #[track_caller]
     pub fn await_chroma(&self, container: &str) {
         let url = "http://localhost:8000/api/v2/heartbeat";
-        until("ChromaDB answers", || self.docker(&["exec", container, "curl", "-sf", url]).code == 0);
+        until("ChromaDB answers", || {
+            self.listens(container, 8000) && self.docker(&["exec", container, "curl", "-sf", url]).code == 0
+        });
     }
 
     /// Where a port of a container can be reached from here. Another one after each start of the container.

@@ -56,6 +56,29 @@ fn odd_databases_come_back_with_everything_that_belongs_to_them() {
     sh(&format!("test ! -e '{}'", home.at("state/run.journal")));
 }
 
+/// Few rows that are long: what counts is how much passes through pipes, files and memory.
+#[test]
+fn a_table_of_a_gigabyte_comes_back_byte_by_byte() {
+    let lab = Lab::new();
+    let pg = lab.postgres("postgres");
+    lab.sql(
+        &pg,
+        "tars_home",
+        "CREATE TABLE big (i integer PRIMARY KEY, v text); ALTER TABLE big ALTER v SET STORAGE EXTERNAL;
+         INSERT INTO big SELECT i, repeat(md5(i::text) || E'\\t\\\\\\n', 30000) FROM generate_series(1, 1000) i",
+    );
+    let size = lab.sql(&pg, "tars_home", "SELECT pg_total_relation_size('big')");
+    assert!(size.trim().parse::<u64>().unwrap() > 1 << 30, "{size}");
+    let digest = "SELECT count(*), sum(length(v)), md5(string_agg(md5(v), '' ORDER BY i)) FROM big";
+    let before = lab.sql(&pg, "tars_home", digest);
+    let home = home_of(&pg, "");
+    home.backup(0);
+    lab.sql(&pg, "tars_home", "TRUNCATE big");
+    home.tars(&["restore", "--latest", "--yes", "--no-safety-backup"]).expect(0);
+    assert_eq!(lab.sql(&pg, "tars_home", digest), before);
+    assert_clean(&lab, &home, &pg);
+}
+
 /// An archive of the bash script with this dump in it.
 fn script_archive(home: &Home, dump: &str) -> String {
     let name = "tars-backup-20260131_020000";

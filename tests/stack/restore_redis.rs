@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::lab::{Lab, ODD_PASSWORD, lab_file, source, until};
 use crate::legacy;
 use crate::redis::portrait;
-use crate::support::{Home, killed_at, sh};
+use crate::support::{Home, halted_before_the_exchange, killed_at, sh};
 
 const RESTORE: [&str; 3] = ["restore", "--latest", "--yes"];
 const APPEND: [&str; 4] = ["--appendonly", "yes", "--enable-debug-command", "yes"];
@@ -342,6 +342,84 @@ fn a_server_that_does_not_serve_the_restored_keys_gets_its_old_data_back() {
         .says("left as it is")
         .says("_data.before-");
     assert_eq!(sh(&format!("grep -c needle '{data}/dump.rdb'")), "1\n");
+}
+
+/// Every byte was good when it was fetched and compared; then the disk lies. Whatever the server says of it, the old data
+/// is served again.
+#[test]
+fn what_is_damaged_after_it_was_verified_is_not_left_live() {
+    fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
+        let found = sh(&format!("find '{}' -type f -name '*{ending}'", dir.display()));
+        assert!(!found.is_empty(), "nothing ends with {ending} in {}", dir.display());
+        found.lines().map(PathBuf::from).collect()
+    }
+    fn each(dir: &Path, ending: &str, change: impl Fn(&mut Vec<u8>)) {
+        for file in files(dir, ending) {
+            let mut bytes = std::fs::read(&file).unwrap();
+            change(&mut bytes);
+            std::fs::write(file, bytes).unwrap();
+        }
+    }
+    type Damage = fn(&Path, &Path);
+    let flipped: (Damage, &str) = (
+        |new, _| {
+            each(new, ".rdb", |bytes| {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 0x40;
+            });
+        },
+        "does not run with the new data",
+    );
+    // Undamaged in itself: only what the server counts tells.
+    let another: (Damage, &str) = (
+        |new, other| {
+            let dump = std::fs::read(other).unwrap();
+            each(new, ".rdb", |bytes| bytes.clone_from(&dump));
+        },
+        "keys that do not expire, and the backup has",
+    );
+    let no_list: (Damage, &str) =
+        (|new, _| each(new, ".manifest", |bytes| bytes.truncate(9)), "does not run with the new data");
+    let lab = Lab::new();
+    for (name, server, damages) in [
+        ("append", &["--appendonly", "yes"][..], &[flipped, another, no_list][..]),
+        ("dump", &[], &[flipped, another]),
+    ] {
+        let volume = lab.volume(name);
+        let redis = lab.redis(name, &["-v", &format!("{volume}:/data")], server);
+        odd(&lab, &redis);
+        let home = home(&redis, "");
+        home.backup(0);
+        lab.redis_cli(&redis, &["FLUSHALL"]);
+        lab.redis_cli(&redis, &["MSET", "old", "1", "older", "2"]);
+        lab.redis_cli(&redis, &["SAVE"]);
+        let data = data(&lab, &volume);
+        // A server that reads a FLUSHALL in its append-only file writes another dump.
+        let other = home.path("other.rdb");
+        sh(&format!("cp '{data}/dump.rdb' '{}'", other.display()));
+        for (damage, says) in damages {
+            let (restore, beside) = halted_before_the_exchange(&home, &[]);
+            damage(&beside, &other);
+            restore.signal("CONT");
+            restore
+                .end()
+                .expect(1)
+                .says("nothing was restored")
+                .says(says)
+                .says("the old data is as it was")
+                .says(&format!("docker logs --tail 50 {redis}"));
+            assert_eq!(state(&lab, &redis), "running");
+            lab.await_redis(&redis);
+            assert_eq!(lab.redis_cli(&redis, &["MGET", "old", "older"]), "1\n2\n");
+            assert_eq!(lab.redis_cli(&redis, &["DBSIZE"]), "2\n");
+            assert_clean(&home, &data);
+        }
+        // And it was nothing else.
+        let (restore, _) = halted_before_the_exchange(&home, &[]);
+        restore.signal("CONT");
+        restore.end().expect(0).says("restored redis");
+        assert_eq!(lab.redis_cli(&redis, &["EXISTS", "old"]), "0\n");
+    }
 }
 
 #[test]

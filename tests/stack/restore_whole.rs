@@ -194,19 +194,23 @@ fn everything_that_was_destroyed_comes_back_and_every_container_runs() {
 
 /// A small stack by labels of Compose: a Redis, and an application that depends on it and stores its state when it ends.
 fn pair(lab: &Lab, check: &str) -> (String, String) {
+    let needs = format!("com.docker.compose.depends_on={}redis:service_started:true", lab.prefix);
+    let of_redis = [
+        "com.docker.compose.project.working_dir=/srv/my stack",
+        "com.docker.compose.project.config_files=/srv/my stack/c.yml",
+    ];
+    pair_with(lab, check, &of_redis, &[&needs])
+}
+
+/// The same with these labels of Compose.
+fn pair_with(lab: &Lab, check: &str, of_redis: &[&str], of_app: &[&str]) -> (String, String) {
     let volume = format!("{}:/data", lab.volume("redis_data"));
     let labels = |service: &str, more: &[&str]| -> Vec<String> {
         let mut all = lab.labels("stack", service);
         all.extend(more.iter().flat_map(|l| ["--label".to_owned(), (*l).to_owned()]));
         all
     };
-    let of_redis = labels(
-        "redis",
-        &[
-            "com.docker.compose.project.working_dir=/srv/my stack",
-            "com.docker.compose.project.config_files=/srv/my stack/c.yml",
-        ],
-    );
+    let of_redis = labels("redis", of_redis);
     let mut args: Vec<&str> = of_redis.iter().map(String::as_str).collect();
     args.extend(["-v", &volume]);
     args.extend(["redis:7-alpine", "redis-server", "--appendonly", "yes"]);
@@ -218,8 +222,7 @@ fn pair(lab: &Lab, check: &str) -> (String, String) {
         "trap 'redis-cli -h {} SET last words; exit 0' TERM; touch /tmp/well; while :; do sleep 0.1 & wait $!; done",
         address.trim()
     );
-    let needs = format!("com.docker.compose.depends_on={}redis:service_started:true", lab.prefix);
-    let of_app = labels("app", &[&needs]);
+    let of_app = labels("app", of_app);
     let mut args: Vec<&str> = of_app.iter().map(String::as_str).collect();
     args.extend(["--health-cmd", check, "--health-interval", "1s", "--health-retries", "1"]);
     args.extend(["redis:7-alpine", "sh", "-c", &last_words]);
@@ -250,6 +253,56 @@ fn an_application_that_stays_unwell_is_told_and_the_new_data_stays() {
     home.tars(&["restore", "--latest", "--yes"]).expect(2).says("is unhealthy").says(&app);
     assert_eq!(lab.redis_cli(&redis, &["GET", "k"]), "before\n");
     assert!(!home.path("state/run.journal").exists());
+}
+
+/// Version 1 of Compose labels no dependencies.
+#[test]
+fn where_the_labels_do_not_say_who_depends_on_the_data_the_compose_file_does() {
+    for labelled in [true, false] {
+        let lab = Lab::new();
+        let home = Home::new();
+        let (main, more) = (home.path("docker-compose.yml"), home.path("more.yaml"));
+        let p = &lab.prefix;
+        std::fs::write(&main, format!("services:\n  {p}redis: {{image: 'redis:7'}}\n  {p}app: {{}}\n"))
+            .unwrap();
+        std::fs::write(&more, format!("services:\n  {p}app:\n    depends_on:\n      - {p}redis\n")).unwrap();
+        let dir = format!("com.docker.compose.project.working_dir={}", home.root().display());
+        let files = "com.docker.compose.project.config_files=docker-compose.yml,more.yaml";
+        let labels: &[&str] = if labelled { &[&dir, files] } else { &[] };
+        let (redis, app) = pair_with(&lab, "true", labels, labels);
+        lab.redis_cli(&redis, &["SET", "k", "before"]);
+        let home = match labelled {
+            true => home,
+            false => {
+                let files = format!("files = [\"{}\", \"{}\"]", main.display(), more.display());
+                home.source("configuration", &format!("type = \"config_files\"\n{files}"))
+            }
+        };
+        let home = home.source("redis", &source("redis", &redis, "")).ready();
+        home.backup(0);
+        lab.redis_cli(&redis, &["SET", "k", "after"]);
+        let plan = home.tars(&["restore", "--latest", "--dry-run", "--json"]).expect(0).json();
+        assert_eq!(plan["stopped_meanwhile"], serde_json::json!([app]));
+        home.tars(&["restore", "--latest", "--yes", "--no-safety-backup"])
+            .expect(0)
+            .says(&format!("Stopped {app}"))
+            .says(&format!("Started {app} again"));
+        assert_eq!(lab.redis_cli(&redis, &["MGET", "k", "last"]), "before\n\n");
+        // A file that cannot be read stops nothing, and is said.
+        std::fs::write(&main, "services: [").unwrap();
+        std::fs::remove_file(&more).unwrap();
+        let done = home.tars(&["restore", "--latest", "--yes", "--no-safety-backup"]).expect(0);
+        assert!(!done.stderr.contains(&format!("Stopped {app}")), "{}", done.stderr);
+        for path in [&main, &more] {
+            let told = format!("the Compose file {} cannot be read", path.display());
+            assert_eq!(
+                done.stderr.matches(&told).count(),
+                2,
+                "as it happens and in the end: {}",
+                done.stderr
+            );
+        }
+    }
 }
 
 #[test]

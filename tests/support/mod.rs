@@ -298,6 +298,9 @@ impl Running {
     }
 }
 
+/// Between two looks at a journal: shorter than any step, and a processor is left to what is looked at.
+const GLANCE: Duration = Duration::from_micros(100);
+
 /// Kills a restore of all when its journal has grown to `lines`; false when it ended before. Without its guardian, which
 /// would be faster than us, what it left stays until somebody looks.
 pub fn killed_at(home: &Home, lines: usize, guardian: bool, more: &[&str]) -> bool {
@@ -320,6 +323,31 @@ pub fn killed_at(home: &Home, lines: usize, guardian: bool, more: &[&str]) -> bo
             return false;
         }
         assert!(Instant::now() < deadline, "it hangs");
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// A restore of all that stands still (SIGSTOP) since the run journal named a container that is going to be stopped: the
+/// new data lies complete beside the old, and nothing is exchanged yet. Also returns where the new data lies.
+#[track_caller]
+pub fn halted_before_the_exchange(home: &Home, more: &[&str]) -> (Running, PathBuf) {
+    let mut args = vec!["restore", "--latest", "--yes", "--no-safety-backup"];
+    args.extend(more);
+    let mut running = home.spawn(&args);
+    let journal = home.path("state/run.journal");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let now = std::fs::read_to_string(&journal).unwrap_or_default();
+        if now.contains("\"step\":\"hold\"") {
+            running.signal("STOP");
+            let lines: Vec<Value> = now.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+            let scratch = lines.iter().find(|l| l["step"] == "scratch").unwrap();
+            assert!(!std::fs::read_to_string(&journal).unwrap().contains("\"step\":\"change\""), "too late");
+            return (running, scratch["scratch"]["path"].as_str().unwrap().into());
+        }
+        assert!(running.child.try_wait().unwrap().is_none(), "it ended before it stopped anything");
+        assert!(Instant::now() < deadline, "it hangs");
+        std::thread::sleep(GLANCE);
     }
 }
 

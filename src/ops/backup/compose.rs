@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Map;
 
 use super::capture::Captured;
-use super::{BackupError, BackupPlan, ComponentResult, Failure, World, millis};
+use super::{BackupError, BackupPlan, ComponentResult, Failure, World};
 use crate::archive::compress::Staged;
 use crate::archive::layout;
 use crate::archive::pack::{self, Packed, Text};
@@ -16,6 +16,7 @@ use crate::manifest::{self, Component, ComponentState, Manifest, SCHEMA, State};
 use crate::progress::{Event, What};
 use crate::source::{self, MODELS};
 use crate::staging::Staging;
+use crate::units::millis;
 
 pub(super) fn pack_all(
     plan: &BackupPlan<'_>,

@@ -1,22 +1,35 @@
 //! Containers that use what is restored: stopped before anything changes, started when all of it is decided. What could go
 //! wrong: an application that writes its old state into restored data, or that is called well because nobody looked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Action, Part, Restore, RestoreError};
 use crate::docker::{Container, Docker, DockerError};
+use crate::format::compose::{self, Needs};
 use crate::hint::chain;
 use crate::source::SourceError;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// How long a container without a health check must run to be called well.
 const STEADY: Duration = Duration::from_secs(3);
+/// A longer Compose file is none.
+const COMPOSE_BYTES: u64 = 1 << 20;
+
+/// Containers to be stopped, and what could not be found out, for a person.
+#[derive(Default)]
+pub(super) struct Dependents {
+    pub containers: Vec<Container>,
+    pub warnings: Vec<String>,
+}
 
 impl Restore<'_> {
     /// Running containers that depend on what serves the components, those that others depend on last.
-    pub(super) fn dependents(&self, parts: &[Part<'_>]) -> Result<Vec<Container>, RestoreError> {
-        let Ok(docker) = self.docker.as_ref() else { return Ok(Vec::new()) };
+    pub(super) fn dependents(&self, parts: &[Part<'_>]) -> Result<Dependents, RestoreError> {
+        let Ok(docker) = self.docker.as_ref() else { return Ok(Dependents::default()) };
         let mut servers: Vec<Container> = Vec::new();
         let mut users: Vec<Container> = Vec::new();
         let mut named: BTreeSet<&str> = BTreeSet::new();
@@ -31,11 +44,45 @@ impl Restore<'_> {
         }
         let running = docker.active()?;
         let roots: Vec<&Container> = servers.iter().chain(&users).collect();
-        let mut found = closure(&running, &roots, &named);
+        let files = self.compose_files(&running, &roots, &named);
+        let mut containers = closure(&running, &roots, &named, &files.needs);
         // A server starts when its own data is in place, whoever else it depends on.
-        found.retain(|c| servers.iter().all(|s| s.id != c.id));
-        found.reverse();
-        Ok(found)
+        containers.retain(|c| servers.iter().all(|s| s.id != c.id));
+        containers.reverse();
+        Ok(Dependents { containers, warnings: files.warnings })
+    }
+
+    /// What Compose files say, for the projects whose containers do not say it themselves.
+    fn compose_files(
+        &self,
+        running: &[Container],
+        roots: &[&Container],
+        named: &BTreeSet<&str>,
+    ) -> ComposeFiles {
+        let meant = |c: &&Container| roots.iter().any(|r| r.id == c.id) || is_named(c, named);
+        let projects: BTreeSet<&str> = running
+            .iter()
+            .chain(roots.iter().copied())
+            .filter(meant)
+            .filter_map(Container::project)
+            .collect();
+        let mut files = ComposeFiles::default();
+        for project in projects {
+            let of_project = |c: &&Container| c.project() == Some(project);
+            let silent = |c: &Container| !c.notes_needs() && roots.iter().all(|r| r.id != c.id);
+            if !running.iter().filter(of_project).any(silent) {
+                continue;
+            }
+            let all = running.iter().chain(roots.iter().copied()).filter(of_project);
+            let mut paths: BTreeSet<PathBuf> = all.flat_map(Container::compose_files).collect();
+            if paths.is_empty() {
+                let yaml = |p: &&PathBuf| p.extension().is_some_and(|e| e == "yml" || e == "yaml");
+                let sources = self.setup.sources.iter().flat_map(|s| s.source.files());
+                paths.extend(sources.filter(yaml).cloned());
+            }
+            files.read(project, &paths);
+        }
+        files
     }
 
     /// Waits until the dependents are well, and looks through them at the data that they alone use. What is wrong, for a
@@ -104,19 +151,84 @@ impl Restore<'_> {
     }
 }
 
+/// What Compose files say of the services of projects.
+#[derive(Default)]
+struct ComposeFiles {
+    needs: BTreeMap<String, Needs>,
+    warnings: Vec<String>,
+}
+
+impl ComposeFiles {
+    fn read(&mut self, project: &str, paths: &BTreeSet<PathBuf>) {
+        let lost = format!(
+            "so what depends on restored services of {project} is only stopped where dependents of the source names it"
+        );
+        if paths.is_empty() {
+            self.warnings.push(format!("no Compose file of {project} is known, {lost}"));
+        }
+        for path in paths {
+            let found = read_short(path)
+                .map_err(|e| chain(&e))
+                .and_then(|text| compose::needs(&text).map_err(|e| e.to_string()));
+            match found {
+                Ok(found) => {
+                    let all = self.needs.entry(project.to_owned()).or_default();
+                    for (service, needs) in found {
+                        all.entry(service).or_default().extend(needs);
+                    }
+                }
+                Err(why) => self
+                    .warnings
+                    .push(format!("the Compose file {} cannot be read ({why}), {lost}", path.display())),
+            }
+        }
+    }
+}
+
+/// The text of a file that is not large. Nothing else is opened: a pipe would be waited for.
+fn read_short(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut text = String::new();
+    File::open(path)?.take(COMPOSE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > COMPOSE_BYTES {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
+fn is_named(c: &Container, named: &BTreeSet<&str>) -> bool {
+    named.contains(c.name.as_str()) || c.service().is_some_and(|s| named.contains(s))
+}
+
 /// Those of `running` that depend on a root, or are named, or depend on one of these; each after what it depends on.
-fn closure(running: &[Container], roots: &[&Container], named: &BTreeSet<&str>) -> Vec<Container> {
+fn closure(
+    running: &[Container],
+    roots: &[&Container],
+    named: &BTreeSet<&str>,
+    files: &BTreeMap<String, Needs>,
+) -> Vec<Container> {
+    // What Compose noted when it made the container counts more than what its file says by now.
+    let said = |c: &Container, service: &str| match (c.notes_needs(), c.project(), c.service()) {
+        (true, ..) => c.depends_on().contains(&service),
+        (false, Some(project), Some(own)) => {
+            files.get(project).and_then(|p| p.get(own)).is_some_and(|needs| needs.contains(service))
+        }
+        _ => false,
+    };
     let needs = |c: &Container, other: &Container| {
         let same = c.project().is_some() && c.project() == other.project();
-        c.id != other.id && same && other.service().is_some_and(|s| c.depends_on().contains(&s))
+        c.id != other.id && same && other.service().is_some_and(|s| said(c, s))
     };
-    let is_named =
-        |c: &Container| named.contains(c.name.as_str()) || c.service().is_some_and(|s| named.contains(s));
     let mut found: Vec<Container> = Vec::new();
     loop {
         let is_next = |c: &&Container| {
             let known = found.iter().any(|f| f.id == c.id);
-            !known && (is_named(c) || roots.iter().any(|r| needs(c, r)) || found.iter().any(|f| needs(c, f)))
+            !known
+                && (is_named(c, named)
+                    || roots.iter().any(|r| needs(c, r))
+                    || found.iter().any(|f| needs(c, f)))
         };
         let next: Vec<Container> = running.iter().filter(is_next).cloned().collect();
         if next.is_empty() {
@@ -161,19 +273,69 @@ mod tests {
             container("other", "cache:service_started:true"),
         ];
         let names = |named: &[&str]| -> Vec<String> {
-            closure(&running, &[&db], &named.iter().copied().collect()).into_iter().map(|c| c.id).collect()
+            let named = named.iter().copied().collect();
+            closure(&running, &[&db], &named, &BTreeMap::new()).into_iter().map(|c| c.id).collect()
         };
         assert_eq!(names(&[]), ["web", "worker", "proxy"]);
         assert_eq!(names(&["p-other-1"]).len(), 4);
         let mut elsewhere = db.clone();
         elsewhere.labels.clear();
-        assert!(closure(&running, &[&elsewhere], &BTreeSet::new()).is_empty());
+        assert!(closure(&running, &[&elsewhere], &BTreeSet::new(), &BTreeMap::new()).is_empty());
+    }
+
+    /// As Compose 1 made it.
+    fn without_note(service: &str) -> Container {
+        let mut container = container(service, "");
+        container.labels.remove("com.docker.compose.depends_on");
+        container
+    }
+
+    #[test]
+    fn where_containers_do_not_say_it_their_files_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let main = "services:\n  db: {image: x}\n  web: {depends_on: [db]}\n  other: {image: x}\n  noted: {depends_on: [db]}\n";
+        std::fs::write(path("a.yml"), main).unwrap();
+        std::fs::write(path("b.yml"), "services:\n  proxy:\n    depends_on:\n      web: {}\n").unwrap();
+        std::fs::write(path("odd.yml"), "services: [").unwrap();
+        std::fs::write(path("long.yml"), "#".repeat((1 << 20) + 1)).unwrap();
+        let all = ["a.yml", "b.yml", "gone.yml", "odd.yml", "long.yml", "."].map(path);
+        let mut files = ComposeFiles::default();
+        files.read("p", &all.into_iter().collect());
+        let db = without_note("db");
+        let running = [
+            without_note("proxy"),
+            without_note("other"),
+            db.clone(),
+            without_note("web"),
+            container("noted", ""),
+        ];
+        let found = closure(&running, &[&db], &BTreeSet::new(), &files.needs);
+        assert_eq!(found.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["web", "proxy"]);
+        let warnings = files.warnings.join("\n");
+        for wanted in
+            ["gone.yml cannot", "odd.yml cannot be read (line", "larger than 1 MiB", "it is no file"]
+        {
+            assert!(warnings.contains(wanted), "{wanted}: {warnings}");
+        }
+        assert_eq!(files.warnings.len(), 4, "{warnings}");
+    }
+
+    #[test]
+    fn the_files_that_compose_1_noted_are_below_its_directory() {
+        let mut container = without_note("db");
+        let mut label = |key: &str, value: &str| {
+            container.labels.insert(format!("com.docker.compose.project.{key}"), value.to_owned());
+            container.compose_files().iter().map(|p| p.display().to_string()).collect::<Vec<_>>()
+        };
+        assert!(label("config_files", "a.yml,/etc/b.yml").iter().eq(["/etc/b.yml"]));
+        assert_eq!(label("working_dir", "/srv/my stack"), ["/srv/my stack/a.yml", "/etc/b.yml"]);
     }
 
     #[test]
     fn a_circle_ends() {
         let (a, b) = (container("a", "b::,db::"), container("b", "a::"));
         let db = container("db", "");
-        assert_eq!(closure(&[a, b], &[&db], &BTreeSet::new()).len(), 2);
+        assert_eq!(closure(&[a, b], &[&db], &BTreeSet::new(), &BTreeMap::new()).len(), 2);
     }
 }

@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
@@ -90,6 +91,8 @@ pub struct Fetched {
     /// Part of the names of what is made beside live data.
     pub id: String,
     pub surveyed: Surveyed,
+    /// When fetching it began.
+    pub(super) began: Instant,
     dir: RunDir,
 }
 
@@ -106,13 +109,14 @@ pub fn fetch(
     dir: RunDir,
     world: &World<'_>,
 ) -> Result<Fetched, FetchError> {
+    let began = Instant::now();
     let mut reasons = Vec::new();
     let mut closed = None;
     for copy in copies {
         match one(copy, request, dir.path(), world) {
             Ok(manifest) => {
                 let id = manifest.backup_name.to_string();
-                return Ok(Fetched { manifest, id, surveyed: Surveyed::default(), dir });
+                return Ok(Fetched { manifest, id, surveyed: Surveyed::default(), began, dir });
             }
             Err(FetchError::Interrupted(i)) => return Err(i.into()),
             Err(e @ (FetchError::Space { .. } | FetchError::Write { .. })) => return Err(e),

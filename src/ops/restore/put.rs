@@ -3,7 +3,7 @@
 //! new one is proved, and what fails is taken back as a whole.
 
 use super::{Chosen, ComponentOutcome, Fate, Restore};
-use crate::change::Change;
+use crate::change::{Change, Kept};
 use crate::docker::Container;
 use crate::docker::hold::Hold;
 use crate::hint::chain;
@@ -39,9 +39,11 @@ impl Restore<'_> {
         match self.make_live(target, &work, &change, hold.as_ref()) {
             Ok(warnings) => outcome.warnings.extend(warnings),
             Err(e) if self.request.keep => {
-                if let Some(old) = change.keep(work.id, engine)? {
-                    outcome.warnings.push(format!("the old data is in {old}"));
-                }
+                outcome.warnings.extend(match change.keep_failed(work.id, engine)? {
+                    Kept::Nothing => None,
+                    Kept::Old(old) => Some(format!("the new data is live; the old data is in {old}")),
+                    Kept::New(new) => Some(format!("the old data is live; the new data is in {new}")),
+                });
                 self.settled(chosen.name)?;
                 end(hold);
                 return Err(e);
