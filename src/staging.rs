@@ -13,7 +13,6 @@ use crate::config::Archive;
 use crate::hint::Hint;
 
 const RUN_PREFIX: &str = "run-";
-const RESERVE: u64 = 256 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
@@ -70,9 +69,8 @@ impl Staging {
         let dir = root.join(format!("{RUN_PREFIX}{id}"));
         let unusable = |source| StagingError::Unusable { path: dir.clone(), source };
         DirBuilder::new().mode(0o700).create(&dir).map_err(unusable)?;
-        let total = rustix::fs::statvfs(&dir).map_err(|e| unusable(e.into()))?;
-        let bytes = RESERVE.min(total.f_blocks.saturating_mul(total.f_frsize) / 20);
-        let reserve = Reserve { dir: dir.clone(), bytes };
+        let reserve = Reserve::of(&dir).map_err(unusable)?;
+        let bytes = reserve.bytes;
         let staging = Self { dir, reserve, pool, how };
         let free = free_bytes(&staging.dir)
             .map_err(|source| StagingError::Unusable { path: staging.dir.clone(), source })?;

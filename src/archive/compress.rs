@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -39,6 +39,18 @@ pub struct Reserve {
     pub dir: PathBuf,
     /// Bytes that stay free.
     pub bytes: u64,
+}
+
+/// What stays free of a large disk; of a small one a twentieth.
+const RESERVE: u64 = 256 << 20;
+
+impl Reserve {
+    /// Of the disk that holds `dir`.
+    pub fn of(dir: &Path) -> io::Result<Self> {
+        let total = rustix::fs::statvfs(dir)?;
+        let bytes = RESERVE.min(total.f_blocks.saturating_mul(total.f_frsize) / 20);
+        Ok(Self { dir: dir.to_owned(), bytes })
+    }
 }
 
 /// Bytes between two looks at the free space.

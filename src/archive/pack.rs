@@ -46,9 +46,10 @@ pub enum PackError {
 impl crate::hint::Hint for PackError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("staging is full: make room, or set agent.staging_dir to a larger disk".into())
-            }
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => Some(
+                "its disk is full: make room, or set agent.spool_dir or agent.staging_dir to a larger one"
+                    .into(),
+            ),
             _ => None,
         }
     }

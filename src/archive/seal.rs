@@ -68,7 +68,8 @@ impl Hint for SealError {
             Self::Passphrase => "open it by hand: age -d FILE".into(),
             Self::NotAge | Self::Header => "use another copy or another backup: tars-backup list".into(),
             Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "staging is full: make room, or set agent.staging_dir to a larger disk".into()
+                "its disk is full: make room, or set agent.spool_dir or agent.staging_dir to a larger one"
+                    .into()
             }
             _ => return None,
         })

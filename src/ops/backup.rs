@@ -400,11 +400,10 @@ fn run_with(
     let bytes =
         captured.iter().filter_map(|c| c.outcome.as_ref().ok()).flat_map(|c| &c.staged).map(|s| s.bytes);
     let bench = Bench::prepare(setup, plan, bytes.sum(), &staging, &name, world);
-    let (manifest, packed) =
-        compose::pack_all(plan, &mut captured, &staging, bench.dir(), &name, time, world)?;
+    let (manifest, packed) = compose::pack_all(plan, &mut captured, &staging, &bench, &name, time, world)?;
     let components = captured.iter().map(|c| compose::result_of(c, world)).collect();
     staging.drop_components(captured.iter().map(|c| c.configured.name.as_str()));
-    let shipment = Shipment::prepare(setup, plan, &manifest, packed, bench, &stores, &staging, world)?;
+    let shipment = Shipment::prepare(setup, plan, &manifest, packed, bench, &stores, world)?;
     for failed in &mut stores {
         failed.spooled = shipment.is_spooled();
     }

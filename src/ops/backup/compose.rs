@@ -1,12 +1,12 @@
 //! From staging to one archive: manifest, guide, packing; and the last look for secrets before they leave.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::Map;
 
 use super::capture::Captured;
+use super::deliver::Bench;
 use super::{BackupError, BackupPlan, ComponentResult, Failure, World};
 use crate::archive::compress::Staged;
 use crate::archive::layout;
@@ -22,7 +22,7 @@ pub(super) fn pack_all(
     plan: &BackupPlan<'_>,
     captured: &mut [Captured<'_>],
     staging: &Staging,
-    to: &Path,
+    bench: &Bench,
     name: &BackupName,
     time: Timestamp,
     world: &World<'_>,
@@ -55,8 +55,8 @@ pub(super) fn pack_all(
     ];
     let packed = pack::pack(
         &pack::Plan { name, time: time.as_second(), texts: &texts, files: &files },
-        &to.join(name.archive()),
-        staging.reserve(),
+        &bench.dir().join(name.archive()),
+        bench.reserve()?,
         staging.pool(),
         staging.how(),
         world.cancel,

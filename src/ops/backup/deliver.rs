@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use super::{BackupError, BackupPlan, Failure, StoreResult, Target, World, store_failed};
+use crate::archive::compress::Reserve;
 use crate::archive::pack::Packed;
 use crate::archive::seal::seal;
 use crate::cancel::Interrupted;
@@ -15,7 +16,7 @@ use crate::manifest::{Encryption, Manifest};
 use crate::progress::{Event, What};
 use crate::setup::Setup;
 use crate::spool::{Entry, Pending, Slot, Spool};
-use crate::staging::Staging;
+use crate::staging::{Staging, StagingError};
 use crate::store::StoreError;
 use crate::units::show_bytes;
 
@@ -58,6 +59,12 @@ impl Bench {
         in_staging
     }
 
+    /// What stays free of its disk.
+    pub fn reserve(&self) -> Result<Reserve, StagingError> {
+        let dir = self.dir();
+        Reserve::of(dir).map_err(|source| StagingError::Unusable { path: dir.to_owned(), source })
+    }
+
     pub fn dir(&self) -> &std::path::Path {
         match self {
             Self::Spool(slot) => slot.dir(),
@@ -81,7 +88,6 @@ impl Shipment {
         packed: Packed,
         bench: Bench,
         failed: &[StoreResult],
-        staging: &Staging,
         world: &World<'_>,
     ) -> Result<Self, BackupError> {
         let name = &manifest.backup_name;
@@ -92,7 +98,7 @@ impl Shipment {
             world.monitor.phase("sealing", Some(packed.bytes));
             world.monitor.event(Event::new(What::Packing, format!("Sealing {name}")).backup(name));
             let to = bench.dir().join(name.sealed_archive());
-            let reserve = staging.reserve();
+            let reserve = bench.reserve()?;
             let sealed = seal(&packed.path, &to, recipients, reserve, world.cancel, world.monitor)?;
             let encryption = Encryption {
                 method: Some("age".to_owned()),
