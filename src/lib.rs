@@ -48,6 +48,7 @@ pub mod source;
 pub mod staging;
 pub mod store;
 pub mod target;
+pub mod tls;
 pub mod vault;
 
 // Floor 3, operations: one file per verb.

@@ -2,7 +2,15 @@
 //! one that was meant. So a store is written to only with its marker in place, an object appears under its name only
 //! whole, and what was stored is read back by whoever needs to be sure.
 
+mod b2;
+mod bucket;
+mod fault;
 mod fs;
+mod http;
+mod memory;
+mod pace;
+mod remote;
+mod s3;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -439,8 +447,13 @@ pub fn read_one(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Store> 
     type Read = fn(&str, &Section<'_>, &Access) -> Box<dyn Store>;
     let kind: Read = s.choice(
         "type",
-        &[("fs", fs::read as Read)],
-        "Kind of store: fs (a local directory or a mounted NAS)",
+        &[
+            ("fs", fs::read as Read),
+            ("s3", s3::read as Read),
+            ("b2", b2::read as Read),
+            ("memory", memory::read as Read),
+        ],
+        "Kind of store: fs (a local directory or a mounted NAS), s3, b2; memory is for tests",
     );
     kind(name, s, access)
 }
