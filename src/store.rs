@@ -4,6 +4,7 @@
 
 mod b2;
 mod bucket;
+mod credentials;
 mod fault;
 mod fs;
 mod http;
@@ -11,6 +12,8 @@ mod memory;
 mod pace;
 mod remote;
 mod s3;
+mod sftp;
+mod url;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -26,7 +29,9 @@ use crate::id::{self, Name};
 use crate::mounts::MountError;
 use crate::vault::{SecretError, Vault};
 
+pub use credentials::{Credentials, Key};
 pub use fs::FsStore;
+pub use url::{UrlError, from_url};
 
 /// Marker object at the root of a store.
 pub const MARKER: &str = "tars-backup-store.json";
@@ -451,9 +456,10 @@ pub fn read_one(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Store> 
             ("fs", fs::read as Read),
             ("s3", s3::read as Read),
             ("b2", b2::read as Read),
+            ("sftp", sftp::read as Read),
             ("memory", memory::read as Read),
         ],
-        "Kind of store: fs (a local directory or a mounted NAS), s3, b2; memory is for tests",
+        "Kind of store: fs (a local directory or a mounted NAS), s3, b2, sftp; memory is for tests",
     );
     kind(name, s, access)
 }

@@ -1,7 +1,7 @@
 //! A bucket of Backblaze B2, through its S3-compatible endpoint. What could go wrong: what S3 has and B2 has not. So no
 //! checksum header and no condition is sent, and what is deleted there is only hidden until a lifecycle rule removes it.
 
-use super::bucket::{Bucket, Common, endpoint};
+use super::bucket::{Bucket, Common, b2_home, endpoint, is_region};
 use super::{Access, Store};
 use crate::config::Section;
 
@@ -20,7 +20,7 @@ pub(super) fn read(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Stor
         name: name.to_owned(),
         kind: "b2",
         bucket: common.bucket,
-        endpoint: Some(address.unwrap_or_else(|| home(&region))),
+        endpoint: Some(address.unwrap_or_else(|| b2_home(&region))),
         region,
         prefix: common.prefix,
         key_id: common.key_id,
@@ -37,12 +37,4 @@ pub(super) fn read(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Stor
         marker: true,
     };
     Box::new(bucket.store(access))
-}
-
-fn is_region(text: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-}
-
-fn home(region: &str) -> String {
-    format!("https://s3.{region}.backblazeb2.com")
 }

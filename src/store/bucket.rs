@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use opendal::services::S3;
 use opendal::{HttpTransporter, OperationContext, Operator};
 
+use super::credentials::Key;
 use super::fault::clean;
 use super::http::{self, Transport};
 use super::pace::Pace;
@@ -15,39 +16,12 @@ use super::remote::Remote;
 use super::{Access, Refusal, StoreError};
 use crate::config::Section;
 use crate::secret::SecretRef;
-use crate::vault::{SecretError, Vault};
+use crate::vault::Vault;
 
+/// Length of a part where nobody says another.
+pub(super) const PART: u64 = 128 << 20;
 /// Smallest part that S3 takes.
 const LEAST_PART: u64 = 5 << 20;
-
-/// Where a key comes from.
-#[derive(Clone)]
-pub enum Key {
-    Reference(SecretRef),
-    /// It was given to us; nothing shows it.
-    Held(String),
-}
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Reference(reference) => write!(f, "{reference}"),
-            Self::Held(_) => write!(f, "***"),
-        }
-    }
-}
-
-impl Key {
-    fn read(&self, label: &str, vault: &Vault) -> Result<String, SecretError> {
-        match self {
-            Self::Reference(reference) => vault.read(reference),
-            Self::Held(value) => {
-                vault.learn(label, value);
-                Ok(value.clone())
-            }
-        }
-    }
-}
 
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
@@ -123,8 +97,17 @@ impl Common {
     }
 }
 
-fn is_bucket(name: &str) -> bool {
+pub(super) fn is_bucket(name: &str) -> bool {
     (3..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
+}
+
+pub(super) fn is_region(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// Where Backblaze speaks S3.
+pub(super) fn b2_home(region: &str) -> String {
+    format!("https://s3.{region}.backblazeb2.com")
 }
 
 /// A directory in one spelling; None where it climbs or is odd.
@@ -292,10 +275,5 @@ mod tests {
             thaw("http://127.0.0.1:9/vault", "a")
                 .contains("--endpoint-url http://127.0.0.1:9 --bucket vault")
         );
-    }
-
-    #[test]
-    fn a_key_is_never_shown() {
-        assert!(!format!("{:?}", Key::Held("topsecret".into())).contains("topsecret"));
     }
 }

@@ -1,7 +1,8 @@
 //! A bucket of Amazon, or of any server that speaks S3. What could go wrong: a storage class from which nothing can be
 //! read when it is needed. So only those are taken that answer at once.
 
-use super::bucket::{Bucket, Common, Key, endpoint};
+use super::bucket::{Bucket, Common, endpoint};
+use super::credentials::Key;
 use super::{Access, Store};
 use crate::config::Section;
 
