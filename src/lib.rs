@@ -52,6 +52,7 @@ pub mod staging;
 pub mod store;
 pub mod stored;
 pub mod target;
+pub mod tls;
 pub mod vault;
 
 // Floor 3, operations: one file per verb.

@@ -2,7 +2,18 @@
 //! one that was meant. So a store is written to only with its marker in place, an object appears under its name only
 //! whole, and what was stored is read back by whoever needs to be sure.
 
+mod b2;
+mod bucket;
+mod credentials;
+mod fault;
 mod fs;
+mod http;
+mod memory;
+mod pace;
+mod remote;
+mod s3;
+mod sftp;
+mod url;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,7 +29,9 @@ use crate::id::{self, Name};
 use crate::mounts::MountError;
 use crate::vault::{SecretError, Vault};
 
+pub use credentials::{Credentials, Key};
 pub use fs::FsStore;
+pub use url::{UrlError, from_url};
 
 /// Marker object at the root of a store.
 pub const MARKER: &str = "tars-backup-store.json";
@@ -448,8 +461,14 @@ pub fn read_one(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Store> 
     type Read = fn(&str, &Section<'_>, &Access) -> Box<dyn Store>;
     let kind: Read = s.choice(
         "type",
-        &[("fs", fs::read as Read)],
-        "Kind of store: fs (a local directory or a mounted NAS)",
+        &[
+            ("fs", fs::read as Read),
+            ("s3", s3::read as Read),
+            ("b2", b2::read as Read),
+            ("sftp", sftp::read as Read),
+            ("memory", memory::read as Read),
+        ],
+        "Kind of store: fs (a local directory or a mounted NAS), s3, b2, sftp; memory is for tests",
     );
     kind(name, s, access)
 }

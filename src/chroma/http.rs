@@ -114,11 +114,14 @@ impl Http {
             headers.insert(AUTHORIZATION, secret(&format!("Bearer {value}"))?);
             headers.insert(HeaderName::from_static("x-chroma-token"), secret(value)?);
         }
+        crate::tls::choose();
         let client = reqwest::Client::builder()
             .user_agent(concat!("tars-backup/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             // A server of this host: a proxy of the environment would send the data elsewhere, and so would a redirect.
             .no_proxy()
+            // It speaks plain http only: what the system trusts need not even be installed.
+            .tls_certs_only(std::iter::empty())
             .redirect(reqwest::redirect::Policy::none())
             .http1_only()
             .connect_timeout(CONNECT)

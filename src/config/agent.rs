@@ -75,7 +75,6 @@ pub struct DockerSettings {
 }
 
 const MAX_THREADS: i64 = 16;
-const SPOOL_LIMIT: u64 = 50 << 30;
 
 impl Agent {
     pub fn read(root: &Section<'_>, places: &Places, cores: usize) -> Self {
@@ -102,9 +101,10 @@ impl Agent {
             ),
             runtime_dir: s.path_or("runtime_dir", &places.runtime, "Where the lock lies; one lock per host"),
             spool_dir: s.path_or("spool_dir", &spool_default, "Where archives wait that a store still lacks"),
-            spool_limit: s.bytes_or(
+            spool_limit: s.size_or(
                 "spool_limit",
-                SPOOL_LIMIT,
+                "50 GiB",
+                1 << 20,
                 "How much may wait there; what does not fit is lost when a store fails",
             ),
             state_dir,

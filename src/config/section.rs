@@ -89,6 +89,11 @@ impl<'a> Section<'a> {
         Section { path: path.to_owned(), node: None, at, survey, asked: RefCell::default() }
     }
 
+    /// Whether the key is written there, with whatever value.
+    pub fn has(&self, key: &str) -> bool {
+        self.entry(key).is_some()
+    }
+
     pub fn is_present(&self) -> bool {
         self.node.is_some()
     }
@@ -220,21 +225,35 @@ impl<'a> Section<'a> {
         .unwrap_or(default)
     }
 
-    /// A size in bytes.
-    pub fn bytes_or(&self, key: &str, default: u64, about: &'static str) -> u64 {
-        let shown = Some(json!(units::show_bytes(default)));
-        self.ask(key, about, json!({"type": "string", "examples": ["512 MiB", "20 GiB"]}), shown, |n| {
-            let wanted = "must be a size such as \"512 MiB\" or \"20 GiB\"";
+    /// A number of bytes, at least `least`.
+    pub fn size(&self, key: &str, least: u64, about: &'static str) -> Option<u64> {
+        self.size_with(key, None, least, about)
+    }
+
+    /// The same where the configuration need not say: `default` as it would be written.
+    pub fn size_or(&self, key: &str, default: &'static str, least: u64, about: &'static str) -> u64 {
+        self.size_with(key, Some(default), least, about).or_else(|| units::bytes(default)).unwrap_or(least)
+    }
+
+    fn size_with(
+        &self,
+        key: &str,
+        default: Option<&'static str>,
+        least: u64,
+        about: &'static str,
+    ) -> Option<u64> {
+        let schema = json!({"type": "string", "examples": ["512 KiB", "128 MiB", "2 GiB"]});
+        self.ask(key, about, schema, default.map(|d| json!(d)), |n| {
+            let wanted = "must be a number of bytes such as \"512 KiB\" or \"128 MiB\"";
             match &n.value {
                 Value::Text(t) => match units::bytes(t) {
-                    Some(bytes) if bytes > 0 => Ok((bytes, json!(t))),
-                    Some(_) => Err("must be more than nothing".to_owned()),
+                    Some(bytes) if bytes >= least => Ok((bytes, json!(t))),
+                    Some(_) => Err(format!("must be at least {}, not {t:?}", units::show_bytes(least))),
                     None => Err(format!("{wanted}, not {t:?}")),
                 },
                 other => Err(format!("{wanted} in quotes, not {}", other.kind())),
             }
         })
-        .unwrap_or(default)
     }
 
     /// One of a few words.
@@ -461,6 +480,19 @@ mod tests {
             assert_eq!(r.secret("password", "x"), Some(SecretRef::File("/run/pw".into())));
         });
         assert!(s.problems.is_empty());
+    }
+
+    #[test]
+    fn sizes_have_units_and_a_least_value() {
+        let s = survey("part = \"1 MiB\"\nlimit = 5\nroom = \"2 GiB\"\n", |r| {
+            assert_eq!(r.size_or("part", "128 MiB", 5 << 20, "x"), 128 << 20);
+            assert_eq!(r.size("limit", 1, "x"), None);
+            assert_eq!(r.size("room", 1, "x"), Some(2 << 30));
+            assert_eq!(r.size_or("other", "128 MiB", 5 << 20, "x"), 128 << 20);
+        });
+        let keys: Vec<&str> = s.problems.iter().map(|p| p.key.as_str()).collect();
+        assert_eq!(keys, ["part", "limit"]);
+        assert!(s.problems[0].message.contains("at least 5.0 MiB"), "{}", s.problems[0].message);
     }
 
     #[test]

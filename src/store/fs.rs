@@ -22,6 +22,7 @@ pub struct FsStore {
     root: PathBuf,
     require_mount: bool,
     marker: bool,
+    by_host: bool,
     exe: PathBuf,
 }
 
@@ -31,7 +32,14 @@ pub(super) fn read(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Stor
         s.flag("require_mount", false, "Refuse the store unless its path lies on a mounted disk of its own");
     // One spelling, so that two stores on one root are seen.
     let root: PathBuf = root.components().collect();
-    Box::new(FsStore { name: name.to_owned(), root, require_mount, marker: true, exe: access.exe.clone() })
+    Box::new(FsStore {
+        name: name.to_owned(),
+        root,
+        require_mount,
+        marker: true,
+        by_host: false,
+        exe: access.exe.clone(),
+    })
 }
 
 impl FsStore {
@@ -42,8 +50,14 @@ impl FsStore {
             root: root.to_owned(),
             require_mount: false,
             marker: false,
+            by_host: false,
             exe: exe.to_owned(),
         }
+    }
+
+    /// The same, shared by machines that each have a directory below `hosts/`.
+    pub fn shared(self) -> Self {
+        Self { by_host: true, ..self }
     }
 
     fn error(&self, action: &'static str, object: &str, source: io::Error) -> StoreError {
@@ -197,6 +211,10 @@ impl Store for FsStore {
 
     fn local_root(&self) -> Option<&Path> {
         Some(&self.root)
+    }
+
+    fn by_host(&self) -> bool {
+        self.by_host
     }
 
     fn reach(&self, cancel: &Cancel) -> Result<(), StoreError> {

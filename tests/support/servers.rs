@@ -1,0 +1,287 @@
+//! Real servers on this machine's loopback, each on a free port and gone when it is dropped: two of S3 that have nothing
+//! in common, and one that speaks TLS with a certificate that nobody knows.
+
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::runtime::{Handle, Runtime};
+
+pub const KEY_ID: &str = "TESTKEYID0000000";
+pub const KEY: &str = "test-secret/with+odd=signs-0123456789";
+pub const BUCKET: &str = "vault";
+
+/// What a test needs of a server that speaks S3.
+pub trait S3Server {
+    /// `http://127.0.0.1:PORT`, with a bucket [`BUCKET`] and the key [`KEY_ID`], [`KEY`].
+    fn endpoint(&self) -> String;
+}
+
+/// s3s-fs, in this process: it checks signatures, and an object is a file below `root`.
+pub struct S3sFs {
+    address: SocketAddr,
+    root: tempfile::TempDir,
+    runtime: Option<Runtime>,
+}
+
+impl S3sFs {
+    pub fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join(BUCKET)).unwrap();
+        let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).unwrap());
+        builder.set_auth(s3s::auth::SimpleAuth::from_single(KEY_ID, KEY));
+        let service = builder.build();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let service = service.clone();
+                tokio::spawn(async move {
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
+                });
+            }
+        });
+        Self { address, root, runtime: Some(runtime) }
+    }
+
+    /// Directory of the bucket.
+    pub fn bucket(&self) -> PathBuf {
+        self.root.path().join(BUCKET)
+    }
+
+    /// A second bucket.
+    pub fn add_bucket(&self, name: &str) {
+        std::fs::create_dir(self.root.path().join(name)).unwrap();
+    }
+}
+
+impl S3Server for S3sFs {
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for S3sFs {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A program that is ended with the test.
+pub struct Program(Child);
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Self(child.unwrap_or_else(|e| {
+            panic!("cannot run {command:?}: {e}; `make test` installs what the tests need")
+        }))
+    }
+
+    /// Waits until something listens at `address`.
+    fn wait_for(&mut self, address: SocketAddr) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(address).is_err() {
+            assert!(self.0.try_wait().unwrap().is_none(), "the server ended at once");
+            assert!(Instant::now() < end, "the server does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// moto, another make in another language. Any key will do there.
+pub struct Moto {
+    address: SocketAddr,
+    program: Program,
+}
+
+impl Moto {
+    pub fn start() -> Self {
+        let lab = std::env::var_os("LAB_DIR")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/lab"), PathBuf::from);
+        let address = free_port();
+        let mut command = Command::new(lab.join("moto/bin/moto_server"));
+        command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
+        let mut program = Program::start(&mut command);
+        program.wait_for(address);
+        let moto = Self { address, program };
+        let answer = moto.ask(&format!("PUT /{BUCKET} HTTP/1.1"));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        moto
+    }
+
+    /// Sends a request without a body and returns the answer, as text.
+    pub fn ask(&self, line: &str) -> String {
+        let mut socket = TcpStream::connect(self.address).unwrap();
+        let head =
+            format!("{line}\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", self.address);
+        socket.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Uploads in parts that were begun and neither finished nor given up.
+    pub fn unfinished(&self) -> usize {
+        self.ask(&format!("GET /{BUCKET}?uploads HTTP/1.1")).matches("<UploadId>").count()
+    }
+}
+
+impl S3Server for Moto {
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// A door with TLS before a server: its certificate is its own, for `name`.
+pub struct TlsDoor {
+    pub address: SocketAddr,
+    /// The certificate, to be trusted.
+    pub ca: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl TlsDoor {
+    pub fn start(behind: &str, name: &str) -> Self {
+        use rustls::pki_types::pem::PemObject;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+        tars_backup::tls::choose();
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, key) = (dir.path().join("ca.pem"), dir.path().join("key.pem"));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+            .args(["-days", "2", "-subj", "/CN=test", "-addext", &format!("subjectAltName={name}")])
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&ca)
+            .output()
+            .expect("openssl: `make test` installs what the tests need");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![CertificateDer::from_pem_file(&ca).unwrap()],
+                PrivateKeyDer::from_pem_file(&key).unwrap(),
+            )
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let behind = behind.trim_start_matches("http://").to_owned();
+        std::thread::spawn(move || {
+            for socket in listener.incoming().flatten() {
+                let (config, behind) = (config.clone(), behind.clone());
+                std::thread::spawn(move || {
+                    let _ = serve_tls(socket, config, &behind);
+                });
+            }
+        });
+        Self { address, ca, dir }
+    }
+}
+
+/// Question by question, so that one thread is enough: a head and its body in, the answer out, the end.
+fn serve_tls(socket: TcpStream, config: Arc<rustls::ServerConfig>, behind: &str) -> std::io::Result<()> {
+    let connection = rustls::ServerConnection::new(config).map_err(std::io::Error::other)?;
+    let mut inside = rustls::StreamOwned::new(connection, socket);
+    let (head, mut body) = super::proxy::read_head(&mut inside)?;
+    let length = super::proxy::length_of(&head);
+    let mut outside = TcpStream::connect(behind)?;
+    let head = head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    outside.write_all(head.as_bytes())?;
+    while (body.len() as u64) < length {
+        let mut piece = [0; 8192];
+        let n = inside.read(&mut piece)?;
+        if n == 0 {
+            break;
+        }
+        body.extend_from_slice(&piece[..n]);
+    }
+    outside.write_all(&body)?;
+    std::io::copy(&mut outside, &mut inside)?;
+    inside.conn.send_close_notify();
+    inside.flush()
+}
+
+/// A runtime for stores in a test, and what they need of the process.
+pub struct World {
+    runtime: Runtime,
+    pub access: tars_backup::store::Access,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let access = tars_backup::store::Access {
+            exe: PathBuf::from(env!("CARGO_BIN_EXE_tars-backup")),
+            runtime: runtime.handle().clone(),
+            vault: Arc::default(),
+        };
+        Self { runtime, access }
+    }
+
+    pub fn handle(&self) -> &Handle {
+        self.runtime.handle()
+    }
+
+    /// The one store of that configuration, `[stores.x]` and its keys.
+    pub fn store(&self, keys: &str) -> Box<dyn tars_backup::store::Store> {
+        let mut stores = self.read(keys).unwrap_or_else(|problems| panic!("{problems:?}"));
+        assert_eq!(stores.len(), 1);
+        stores.remove(0)
+    }
+
+    pub fn read(&self, keys: &str) -> Result<Vec<Box<dyn tars_backup::store::Store>>, Vec<String>> {
+        use tars_backup::config::{Doc, Section, Survey};
+        let mut problems = Vec::new();
+        let doc = Doc::parse(&[("c.toml".into(), format!("[stores.x]\n{keys}\n"))], &mut problems);
+        let survey = std::rc::Rc::new(std::cell::RefCell::new(Survey { problems, keys: Vec::new() }));
+        let stores = tars_backup::store::read_all(&Section::root(&doc, survey.clone()), &self.access);
+        let problems: Vec<String> = survey
+            .take()
+            .problems
+            .iter()
+            .map(|p| format!("{p}{}", p.hint.as_deref().map_or_else(String::new, |h| format!(" ({h})"))))
+            .collect();
+        if problems.is_empty() { Ok(stores) } else { Err(problems) }
+    }
+
+    /// Files that hold the key of the servers, as keys of a store.
+    pub fn keys(&self, dir: &Path) -> String {
+        let (id, key) = (dir.join("key-id"), dir.join("key"));
+        std::fs::write(&id, format!("{KEY_ID}\n")).unwrap();
+        std::fs::write(&key, format!("{KEY}\n")).unwrap();
+        format!("key_id = {{ file = {:?} }}\nkey = {{ file = {:?} }}\n", id, key)
+    }
+}
+
+/// Keys of an `s3` store on a server.
+pub fn s3_keys(world: &World, dir: &Path, endpoint: &str, more: &str) -> String {
+    format!("type = \"s3\"\nbucket = {BUCKET:?}\nendpoint = {endpoint:?}\n{}{more}\n", world.keys(dir))
+}
