@@ -12,12 +12,14 @@ use std::io::Read;
 use std::time::Duration;
 
 use proxy::{Act, Proxy};
-use servers::{BUCKET, KEY, KEY_ID, Moto, S3Server, S3sFs, TlsDoor, World, s3_keys};
+use servers::{BUCKET, KEY, KEY_ID, Moto, S3Server, S3sFs, Sshd, TlsDoor, World, s3_keys};
 use sha2::{Digest, Sha256};
 use tars_backup::cancel::Cancel;
 use tars_backup::exit::Signal;
 use tars_backup::hint::chain;
-use tars_backup::store::{self, Claim, Object, Owner, Put, Refusal, Store, StoreError};
+use tars_backup::store::{
+    self, Claim, Credentials, Object, Owner, Put, Refusal, Store, StoreError, UrlError, from_url,
+};
 
 /// More than two chunks, and not a multiple of anything.
 const LARGE: usize = (20 << 20) + 12_345;
@@ -290,18 +292,23 @@ fn what_is_refused_is_asked_once_and_told_by_its_reason() {
 
 #[test]
 fn a_bucket_that_is_not_there_is_no_empty_store_and_no_absent_object() {
-    for missing in ["nosuch", "not.there"] {
-        let (world, dir, server) = (World::new(), tempfile::tempdir().unwrap(), S3sFs::start());
-        let keys = s3_keys(&world, dir.path(), &server.endpoint(), "").replace(BUCKET, missing);
+    let (world, dir) = (World::new(), tempfile::tempdir().unwrap());
+    let (one, other) = (S3sFs::start(), Moto::start());
+    for (server, makes_buckets) in [(&one as &dyn S3Server, true), (&other, false)] {
+        let keys = s3_keys(&world, dir.path(), &server.endpoint(), "").replace(BUCKET, "nosuch");
         let s = world.store(&keys);
         for error in [
             s.list("", &Cancel::default()).unwrap_err(),
             s.dirs("hosts", &Cancel::default()).unwrap_err(),
             s.reach(&Cancel::default()).unwrap_err(),
             s.open("x", &Cancel::default()).err().unwrap(),
-            put(&*s, "x", b"1", Put::New).unwrap_err(),
         ] {
             refused(&error, Refusal::NoPlace);
+        }
+        if !makes_buckets {
+            refused(&put(&*s, "x", b"1", Put::New).unwrap_err(), Refusal::NoPlace);
+            let large = noise(LARGE);
+            refused(&put(&*s, "x", &large, Put::New).unwrap_err(), Refusal::NoPlace);
         }
     }
 }
@@ -426,7 +433,13 @@ fn a_server_that_says_stored_and_has_not_is_found_out() {
     b.proxy.on(|seen| if seen.method == "PUT" { Act::Swallow } else { Act::Pass });
     let dropped = put(&*b.store, "daily/a", b"data", Put::New);
     assert!(matches!(dropped, Err(StoreError::ReadBack { .. })), "{dropped:?}");
-    b.proxy.on(|seen| if seen.method == "PUT" { Act::Shorten } else { Act::Pass });
+    let file = b.server.bucket().join("daily/b");
+    b.proxy.on(move |seen| {
+        if seen.method == "HEAD" && file.exists() {
+            std::fs::write(&file, "dat").unwrap();
+        }
+        Act::Pass
+    });
     let short = put(&*b.store, "daily/b", b"data", Put::New);
     assert!(matches!(short, Err(StoreError::Length { wanted: 4, found: 3, .. })), "{short:?}");
     // What is as long and not the same is found by whoever reads it back.
@@ -482,7 +495,7 @@ fn a_listing_that_is_not_whole_is_an_error() {
     // Names that are not below the directory, or no names, are left out.
     b.proxy.on(|_| Act::Answer {
         status: 200,
-        body: ["daily/good", "elsewhere", "daily/", "daily/a/b", "/", "daily/../x", "daily/x&#10;y"]
+        body: ["daily/good", "elsewhere", "daily/", "daily/a/b", "daily/../x", "daily/x&#10;y"]
             .map(|k| format!("<Contents><Key>{k}</Key><LastModified>2026-11-21T02:00:00Z</LastModified><Size>1</Size></Contents>"))
             .concat()
             .replacen("<Contents>", "<ListBucketResult><IsTruncated>false</IsTruncated><Contents>", 1)
@@ -613,4 +626,174 @@ fn a_configuration_that_cannot_work_is_told_at_once() {
     let none =
         world.read("type = \"s3\"\nbucket = \"vault\"\nregion = \"x\"").map(|_| ()).unwrap_err().join("\n");
     assert!(none.contains("key_id: missing") && none.contains("key: missing"), "{none}");
+}
+
+#[test]
+fn a_directory_on_another_server_keeps_the_contract() {
+    use std::os::unix::fs::PermissionsExt;
+    let (world, sshd) = (World::new(), Sshd::start());
+    let s = world.store(&sshd.keys("new/place", "limit = \"1 GiB\""));
+    // Not initialised: neither empty nor writable.
+    refused(&s.list("daily", &Cancel::default()).unwrap_err(), Refusal::NoPlace);
+    refused(&put(&*s, "daily/x", b"1", Put::New).unwrap_err(), Refusal::NoPlace);
+    contract(&*s, 1500);
+    two_machines(&*s);
+    let root = sshd.root().join("new/place");
+    let mode = |path: &str| std::fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("daily/large.tar.gz"), mode("daily"), mode("")), (0o600, 0o700, 0o700));
+    assert!(s.free_bytes().unwrap().is_some_and(|free| free > 0));
+
+    // What a killed run left is seen by nobody, and removed by the next.
+    for left in [
+        ".tars-backup-tmp-1-0-a.tar.gz",
+        ".tars-backup-tmp-1-1-a.tar.gz.p0001",
+        ".tars-backup-tmp-1-2-a.verified",
+    ] {
+        std::fs::write(root.join("daily").join(left), "half").unwrap();
+    }
+    assert_eq!(names(&*s, "daily"), ["empty", "large.tar.gz"]);
+    assert_eq!(s.sweep("daily").unwrap().len(), 2);
+    assert!(root.join("daily/.tars-backup-tmp-1-2-a.verified").exists());
+}
+
+#[test]
+fn a_lost_ssh_connection_is_made_again() {
+    let (world, sshd) = (World::new(), Sshd::start());
+    let s = world.store(&sshd.keys("", ""));
+    let large = noise(LARGE);
+    put(&*s, "large", &large, Put::New).unwrap();
+    assert!(sshd.cut() > 0);
+    assert_eq!(names(&*s, ""), ["large"]);
+
+    let mut reader = s.open("large", &Cancel::default()).unwrap();
+    let mut data = vec![0; 1 << 20];
+    reader.read_exact(&mut data).unwrap();
+    assert!(sshd.cut() > 0);
+    reader.read_to_end(&mut data).unwrap();
+    assert!(data == large);
+
+    // In the middle of an upload: told as such, nothing is seen, and the next one works.
+    struct Cutting<'a>(&'a [u8], &'a Sshd, bool);
+    impl Read for Cutting<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+            if !self.2 && self.0.len() < LARGE / 2 {
+                self.2 = true;
+                assert!(self.1.cut() > 0);
+            }
+            self.0.read(buf)
+        }
+    }
+    let mut cutting = Cutting(&large, &sshd, false);
+    let lost = s.put("second", &mut cutting, LARGE as u64, Put::New, &Cancel::default(), &|_| ());
+    assert!(matches!(lost, Err(StoreError::Down { .. })), "{lost:?}");
+    assert_eq!(names(&*s, ""), ["large"]);
+    assert_eq!(std::fs::read_dir(sshd.root()).unwrap().count(), 1, "something temporary was left");
+    put(&*s, "second", &large, Put::New).unwrap();
+    assert!(get(&*s, "second") == large);
+}
+
+#[test]
+fn an_ssh_server_that_is_not_the_known_one_or_knows_us_not_is_refused() {
+    let (world, sshd) = (World::new(), Sshd::start());
+    let with = |from: &str, to: &str| {
+        let from = format!("{:?}", sshd.file(from));
+        let keys = sshd.keys("", "").replace(&from, &format!("{:?}", sshd.file(to)));
+        world.store(&keys).reach(&Cancel::default())
+    };
+    with("user", "user").unwrap();
+    for hosts in ["no_hosts", "changed_hosts"] {
+        let error = with("known_hosts", hosts).unwrap_err();
+        refused(&error, Refusal::Identity);
+        assert!(error.to_string().contains(&format!("ssh-keyscan -p {} 127.0.0.1", sshd.port())), "{error}");
+    }
+    refused(&with("user", "other").unwrap_err(), Refusal::Access);
+    refused(&with("user", "absent").unwrap_err(), Refusal::Access);
+
+    // A key that is a secret of its own, not a file of ssh.
+    let reference = format!("key = {{ file = {:?} }}", sshd.file("user"));
+    let keys = sshd.keys("", "").replace(&reference, "key = { env = \"TARS_BACKUP_TEST_NO_SUCH_KEY\" }");
+    let error = world.store(&keys).reach(&Cancel::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Secret { .. }), "{error:?}");
+    // Nobody there.
+    let port = format!("port = {}", sshd.port());
+    let free = format!("port = {}", servers::free_port().port());
+    let error = world.store(&sshd.keys("", "").replace(&port, &free)).reach(&Cancel::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Down { .. }), "{error:?}");
+}
+
+#[test]
+fn a_stop_ends_an_ssh_that_waits() {
+    // Accepts and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (world, sshd) = (World::new(), Sshd::start());
+    let here = format!("port = {}", sshd.port());
+    let there = format!("port = {}", silent.local_addr().unwrap().port());
+    let s = world.store(&sshd.keys("", "").replace(&here, &there));
+    let cancel = Cancel::default();
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let _open = silent.accept().unwrap();
+            cancel.request(Signal::Terminate);
+        });
+        assert!(matches!(s.reach(&cancel), Err(StoreError::Interrupted(_))));
+    });
+}
+
+#[test]
+fn a_url_opens_the_store_of_a_machine_that_is_gone() {
+    let (world, dir, server, sshd) =
+        (World::new(), tempfile::tempdir().unwrap(), S3sFs::start(), Sshd::start());
+    let owner = Owner { machine_id: "id".into(), host: "home".into(), stack: None };
+    let now = "2026-11-21T02:00:00Z".parse().unwrap();
+    let cancel = Cancel::default();
+    let keys = dir.path().join("keys");
+    std::fs::write(
+        &keys,
+        format!("key_id = {KEY_ID}\nkey = {KEY}\nssh_key = {}\n", sshd.file("user").display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let credentials = Credentials::from_file(&keys).unwrap();
+    let open = |url: &str| from_url(url, &credentials, &world.access, &cancel);
+
+    let claim = |s: &dyn Store| {
+        store::claim(s, &owner, Claim::Init, now, "guide", &cancel).unwrap();
+        put(s, &store::tier_dir(s, "home", "daily/a"), b"data", Put::New).unwrap();
+    };
+    claim(&*world.store(&s3_keys(&world, dir.path(), &server.endpoint(), "path = \"shared\"")));
+    claim(&*world.store(&s3_keys(&world, dir.path(), &server.endpoint(), "path = \"own\"\nhosts = false")));
+    claim(&*world.store(&sshd.keys("shared", "")));
+    claim(&*world.store(&format!("type = \"fs\"\npath = {:?}", dir.path().join("nas"))));
+    let (endpoint, user, port, root) = (server.endpoint(), Sshd::user(), sshd.port(), sshd.root());
+    let hosts = sshd.file("known_hosts");
+    for (url, by_host) in [
+        (format!("s3://{BUCKET}/shared?endpoint={endpoint}"), true),
+        (format!("s3://{BUCKET}/own/?endpoint={endpoint}&region=us-east-1"), false),
+        (format!("b2://{BUCKET}/shared?endpoint={endpoint}&region=x"), true),
+        (
+            format!(
+                "sftp://{user}@127.0.0.1:{port}{}/shared?known_hosts={}",
+                root.display(),
+                hosts.display()
+            ),
+            true,
+        ),
+        (format!("file://{}/nas", dir.path().display()), false),
+        (format!("file://{}/shared", server.bucket().display()), true),
+    ] {
+        let s = open(&url).unwrap_or_else(|e| panic!("{url}: {}", chain(&e)));
+        assert_eq!(s.by_host(), by_host, "{url}");
+        assert!(!s.needs_marker());
+        assert_eq!(get(&*s, &store::tier_dir(&*s, "home", "daily/a")), b"data", "{url}");
+    }
+    assert!(matches!(open(&format!("s3://nosuch/x?endpoint={endpoint}")), Err(UrlError::Store(_))));
+    assert!(matches!(
+        from_url(
+            &format!("s3://{BUCKET}?endpoint={endpoint}"),
+            &Credentials::default(),
+            &world.access,
+            &cancel
+        ),
+        Err(UrlError::NoKey { .. })
+    ));
 }

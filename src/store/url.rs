@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::bucket::{self, Bucket};
-use super::credentials::{Credentials, Key};
+use super::credentials::Credentials;
 use super::{Access, FsStore, HOSTS, MARKER, Store, StoreError, sftp};
 use crate::cancel::Cancel;
 use crate::config::nearest;
@@ -305,6 +305,7 @@ fn sftp_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Key;
 
     fn bucket(url: &str) -> Result<Bucket, UrlError> {
         let (scheme, rest) = url.split_once("://").unwrap();

@@ -76,8 +76,6 @@ pub enum Act {
     Hang,
     /// Is told to have worked; nothing passes.
     Swallow,
-    /// Passes with a body that is shorter by one byte and says so.
-    Shorten,
     /// Passes with one bit of its body turned.
     Flip,
     /// Passes; one bit of the body of the answer is turned.
@@ -259,9 +257,6 @@ fn serve(mut socket: &TcpStream, state: &State) -> io::Result<bool> {
         Act::Flip => {
             let at = body.len() / 2;
             body[at] ^= 1;
-        }
-        Act::Shorten => {
-            body.pop();
         }
         Act::Pass | Act::CutAnswer | Act::LoseAnswer | Act::FlipAnswer => {}
     }

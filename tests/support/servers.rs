@@ -156,10 +156,10 @@ impl S3Server for Moto {
     }
 }
 
-/// A door with TLS before a server: its certificate is its own, for `name`.
+/// A door with TLS before a server: its certificate is for `name`, by an authority that is made for it.
 pub struct TlsDoor {
     pub address: SocketAddr,
-    /// The certificate, to be trusted.
+    /// Who vouches for it.
     pub ca: PathBuf,
     dir: tempfile::TempDir,
 }
@@ -171,21 +171,22 @@ impl TlsDoor {
 
         tars_backup::tls::choose();
         let dir = tempfile::tempdir().unwrap();
-        let (ca, key) = (dir.path().join("ca.pem"), dir.path().join("key.pem"));
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-            .args(["-days", "2", "-subj", "/CN=test", "-addext", &format!("subjectAltName={name}")])
-            .arg("-keyout")
-            .arg(&key)
-            .arg("-out")
-            .arg(&ca)
-            .output()
-            .expect("openssl: `make test` installs what the tests need");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let (ca, cert, key) =
+            (dir.path().join("ca.pem"), dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let script = format!(
+            "cd {dir}; new='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
+             openssl req -x509 $new -days 2 -subj /CN=tester -keyout ca.key -out ca.pem
+             openssl req $new -subj /CN=server -keyout key.pem -out server.csr
+             openssl x509 -req -days 2 -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+               -extfile <(echo subjectAltName={name}) -out cert.pem",
+            dir = dir.path().display()
+        );
+        let made = Command::new("bash").args(["-euc", &script]).output().unwrap();
+        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
         let config = rustls::ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(
-                vec![CertificateDer::from_pem_file(&ca).unwrap()],
+                vec![CertificateDer::from_pem_file(&cert).unwrap()],
                 PrivateKeyDer::from_pem_file(&key).unwrap(),
             )
             .unwrap();
@@ -226,6 +227,96 @@ fn serve_tls(socket: TcpStream, config: Arc<rustls::ServerConfig>, behind: &str)
     std::io::copy(&mut outside, &mut inside)?;
     inside.conn.send_close_notify();
     inside.flush()
+}
+
+/// A real sshd: its users log in with a key, and see this machine's files.
+pub struct Sshd {
+    address: SocketAddr,
+    dir: tempfile::TempDir,
+    _program: Program,
+}
+
+impl Sshd {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let address = free_port();
+        let user = Self::user();
+        let script = format!(
+            "cd {at}; mkdir -p root /run/sshd
+             ssh-keygen -q -t ed25519 -N '' -f host; ssh-keygen -q -t ed25519 -N '' -f user; ssh-keygen -q -t ed25519 -N '' -f other
+             cp user.pub authorized
+             echo '[127.0.0.1]:{port} '\"$(cut -d' ' -f1,2 host.pub)\" >known_hosts
+             echo '[127.0.0.1]:{port} '\"$(cut -d' ' -f1,2 other.pub)\" >changed_hosts
+             : >no_hosts
+             cat >config <<END
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {at}/host
+PidFile none
+AuthorizedKeysFile {at}/authorized
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+AllowUsers {user}
+Subsystem sftp internal-sftp
+END",
+            port = address.port()
+        );
+        let made = Command::new("bash").args(["-euc", &script]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        // It insists on a path from the root.
+        let mut command = Command::new("/usr/sbin/sshd");
+        command.arg("-D").arg("-f").arg(dir.path().join("config")).arg("-E").arg(dir.path().join("log"));
+        let mut program = Program::start(&mut command);
+        program.wait_for(address);
+        Self { address, dir, _program: program }
+    }
+
+    /// Who runs this test.
+    pub fn user() -> String {
+        let output = Command::new("id").arg("-un").output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// A directory that is there, for stores.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// A file of it: `user` and `other` (private keys), `known_hosts`, `changed_hosts`, `no_hosts`, `log`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Keys of an `sftp` store below its root.
+    pub fn keys(&self, below: &str, more: &str) -> String {
+        format!(
+            "type = \"sftp\"\nhost = \"127.0.0.1\"\nport = {}\nuser = {:?}\npath = {:?}\nkey = {{ file = {:?} }}\nknown_hosts = {:?}\n{more}\n",
+            self.port(),
+            Self::user(),
+            self.root().join(below),
+            self.file("user"),
+            self.file("known_hosts"),
+        )
+    }
+
+    /// Ends the connections of this process to it.
+    pub fn cut(&self) -> usize {
+        let of_this = ["-P".to_owned(), std::process::id().to_string(), "-f".to_owned()];
+        let output =
+            Command::new("pgrep").args(of_this).arg(format!("[-]p {} ", self.port())).output().unwrap();
+        let found = String::from_utf8(output.stdout).unwrap();
+        for child in found.lines() {
+            assert!(Command::new("kill").args(["-9", child]).status().unwrap().success());
+        }
+        found.lines().count()
+    }
 }
 
 /// A runtime for stores in a test, and what they need of the process.
