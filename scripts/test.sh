@@ -18,7 +18,8 @@ packages=(
   sqlite3 attr acl
   postgresql-client redis-tools # psql, redis-check-rdb
   strace # kills a program at a given system call
-  python3 # tests/lab/chroma.py
+  python3 python3-venv # tests/lab/chroma.py, moto
+  age openssh-client openssh-server openssl curl # what is sealed, servers of stores and what asks them
 )
 
 lab_need_root
@@ -31,6 +32,7 @@ trap finish EXIT
 tests/lab/engine.sh up
 lab_engine
 tests/lab/images.sh all
+tests/lab/moto.sh
 
 cargo fmt --check
 cargo clippy --locked --all-targets --quiet -- -D warnings

@@ -7,6 +7,7 @@ mod config;
 mod inspect;
 mod key;
 mod manual;
+mod places;
 mod recover;
 mod restore;
 mod session;

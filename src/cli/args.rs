@@ -90,9 +90,12 @@ pub struct RestoreArgs {
     /// An archive that lies as a file on this machine, its small files beside it
     #[arg(long, value_name = "FILE")]
     pub backup_file: Option<PathBuf>,
-    /// Only from this store
-    #[arg(long, value_name = "STORE")]
+    /// Only from this store: its name, or a URL such as s3://BUCKET/PATH
+    #[arg(long, value_name = "STORE|URL")]
     pub from: Option<String>,
+    /// Keys for the URL, in a file of lines NAME = VALUE [default: the environment]
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
     /// Only backups of this host
     #[arg(long)]
     pub host: Option<String>,
@@ -198,12 +201,21 @@ pub struct ListArgs {
     /// Only this tier
     #[arg(long)]
     pub tier: Option<String>,
-    /// Only this store
-    #[arg(long)]
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
+    /// Only this store: its name, or a URL such as s3://BUCKET/PATH
+    #[arg(long, value_name = "STORE|URL")]
     pub store: Option<String>,
     /// Only backups of this host
     #[arg(long)]
     pub host: Option<String>,
+    /// Keys for the URL, in a file of lines NAME = VALUE [default: the environment]
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -214,9 +226,8 @@ pub struct ShowArgs {
     /// The newest backup that lacks nothing critical
     #[arg(long)]
     pub latest: bool,
-    /// Only in this store
-    #[arg(long)]
-    pub store: Option<String>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -230,9 +241,8 @@ pub struct VerifyArgs {
     /// Every backup
     #[arg(long)]
     pub all: bool,
-    /// Only copies in this store
-    #[arg(long)]
-    pub store: Option<String>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Read and check every component, not only the digest of the archive
     #[arg(long)]
     pub deep: bool,
@@ -257,9 +267,8 @@ pub struct ExtractArgs {
     /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
     #[arg(long, value_name = "FILE")]
     pub identity: Vec<PathBuf>,
-    /// Only from this store
-    #[arg(long)]
-    pub store: Option<String>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -304,6 +313,16 @@ pub enum KeyAction {
         /// Private keys to look at, instead of those of the configuration (repeatable)
         #[arg(long, value_name = "FILE")]
         identity: Vec<PathBuf>,
+    },
+    /// Prove that a key opens a sealed backup as it is stored
+    Test {
+        /// Name of the backup, or the path of its archive [default: the newest one that is sealed]
+        backup: Option<String>,
+        /// Private keys to test, instead of those of the configuration (repeatable)
+        #[arg(long, value_name = "FILE")]
+        identity: Vec<PathBuf>,
+        #[command(flatten)]
+        place: PlaceArgs,
     },
 }
 

@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::args::{ExtractArgs, Global, ListArgs, ShowArgs, VerifyArgs};
+use super::args::{ExtractArgs, Global, ListArgs, PlaceArgs, ShowArgs, VerifyArgs};
+use super::places;
 use super::session::{Failed, Session, load, load_optional};
 use crate::delivery::Depth;
 use crate::exit::Exit;
@@ -18,9 +19,12 @@ use crate::store::StoreError;
 
 pub fn list(global: &Global, args: &ListArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
-    let setup = load(global, &session.access)?;
-    let filter = Filter { store: args.store.clone(), tier: args.tier.clone(), host: args.host.clone() };
-    let (found, failed) = find::all(&setup, &filter, &session.cancel).map_err(|e| usage_or(&session, &e))?;
+    let setup = match is_url(&args.place) {
+        true => load_optional(global, &session.access)?,
+        false => Some(load(global, &session.access)?),
+    };
+    let filter = Filter { tier: args.tier.clone(), ..filter(&args.place) };
+    let (found, failed) = places::look(&session, setup.as_ref(), &filter, args.place.credentials.as_deref())?;
     let rows = listing::rows(&found, Timestamp::now());
     session.monitor.clear();
     let printed = if global.json { json::print(&rows) } else { text::print(&text::list(&rows)) };
@@ -37,49 +41,38 @@ fn warn_unlisted(session: &Session, failed: &[StoreError]) -> Exit {
     if failed.is_empty() { Exit::Ok } else { Exit::Partial }
 }
 
-fn usage_or(session: &Session, e: &FindError) -> Failed {
-    let exit = match e {
-        FindError::NoStore(_) | FindError::NoTier(_) | FindError::Name(_) => Exit::Usage,
-        _ => Exit::Failed,
-    };
-    session.failed(exit, e)
+fn is_url(place: &PlaceArgs) -> bool {
+    place.store.as_deref().is_some_and(|s| s.contains("://"))
 }
 
-fn parse(session: &Session, text: &str) -> Result<Wanted, Failed> {
-    Wanted::parse(text).map_err(|e| usage_or(session, &FindError::Name(e)))
+fn filter(place: &PlaceArgs) -> Filter {
+    Filter { store: place.store.clone(), tier: None, host: place.host.clone() }
+}
+
+pub(super) fn parse(session: &Session, text: &str) -> Result<Wanted, Failed> {
+    Wanted::parse(text).map_err(|e| places::failed(session, &FindError::Name(e)))
 }
 
 /// Copies of the wanted backups, and the stores that could not be looked at.
-fn search<'a>(
+pub(super) fn search<'a>(
     session: &Session,
     setup: Option<&'a Setup>,
     wanted: &[Wanted],
-    store: Option<&str>,
+    place: &PlaceArgs,
 ) -> Result<(Vec<Found<'a>>, Exit), Failed> {
     let mut chosen = Vec::new();
     let mut exit = Exit::Ok;
     for want in wanted {
         if let Wanted::File(path) = want {
             chosen.push(
-                find::file(path, &session.access.exe, &session.cancel).map_err(|e| usage_or(session, &e))?,
+                find::file(path, &session.access.exe, &session.cancel)
+                    .map_err(|e| places::failed(session, &e))?,
             );
             continue;
         }
-        let setup = setup.ok_or_else(|| {
-            Failed::text(
-                Exit::Config,
-                "without a configuration a backup must be named by the path of its archive",
-                Some(
-                    "for example ./tars-backup-20260101_020000.tar.gz, or name a configuration with --config"
-                        .into(),
-                ),
-            )
-        })?;
-        let filter = Filter { store: store.map(str::to_owned), ..Filter::default() };
-        let (found, failed) =
-            find::all(setup, &filter, &session.cancel).map_err(|e| usage_or(session, &e))?;
+        let (found, failed) = places::look(session, setup, &filter(place), place.credentials.as_deref())?;
         exit = exit.worst(warn_unlisted(session, &failed));
-        chosen.extend(find::choose(found, want).map_err(|e| usage_or(session, &e))?);
+        chosen.extend(find::choose(found, want).map_err(|e| places::failed(session, &e))?);
     }
     Ok((chosen, exit))
 }
@@ -96,7 +89,7 @@ pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed
     let session = Session::start(global, sink)?;
     let setup = load_optional(global, &session.access)?;
     let want = wanted(&session, args.backup.as_deref(), args.latest)?;
-    let (found, _) = search(&session, setup.as_ref(), &[want], args.store.as_deref())?;
+    let (found, _) = search(&session, setup.as_ref(), &[want], &args.place)?;
     let readable = found.iter().find_map(|f| f.entry.manifest.as_ref().ok());
     session.monitor.clear();
     match (readable, found.first()) {
@@ -131,7 +124,7 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
     for name in &args.backups {
         want.push(parse(&session, name)?);
     }
-    let (found, mut exit) = search(&session, setup.as_ref(), &want, args.store.as_deref())?;
+    let (found, mut exit) = search(&session, setup.as_ref(), &want, &args.place)?;
     // A store that was asked for and cannot be reached means: not checked as deep as asked.
     let owner = session.reader(setup.as_ref())?;
     let world = session.world(&owner);
@@ -206,7 +199,7 @@ pub fn extract(global: &Global, args: &ExtractArgs, sink: Sink) -> Result<Exit, 
         paths.splice(0..0, args.backup.clone());
     }
     let want = wanted(&session, args.backup.as_deref(), args.latest)?;
-    let (found, _) = search(&session, setup.as_ref(), &[want], args.store.as_deref())?;
+    let (found, _) = search(&session, setup.as_ref(), &[want], &args.place)?;
     let owner = session.reader(setup.as_ref())?;
     let world = session.world(&owner);
     let done = extract_any(&session, &found, &paths, &args.to, &world)?;

@@ -10,18 +10,22 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
-use super::args::{Global, KeyAction, KeyArgs};
+use super::args::{Global, KeyAction, KeyArgs, PlaceArgs};
+use super::inspect;
 use super::session::{Failed, Session, load, load_optional};
 use crate::config::{Encryption, Seal};
 use crate::exit::Exit;
 use crate::journal::Sink;
 use crate::keys::{self, Identities};
+use crate::ops::find::Wanted;
+use crate::ops::key_test;
 use crate::render::{json, text};
 
 pub fn run(global: &Global, args: &KeyArgs, sink: Sink) -> Result<Exit, Failed> {
     match &args.action {
         KeyAction::New { output } => new(global, output.as_deref()),
         KeyAction::Show { identity } => show(global, identity, sink),
+        KeyAction::Test { backup, identity, place } => test(global, backup.as_deref(), identity, place, sink),
     }
 }
 
@@ -108,6 +112,55 @@ fn show(global: &Global, given: &[PathBuf], sink: Sink) -> Result<Exit, Failed> 
     let printed = if global.json { json::print(&shown) } else { text::print(&sentences(&shown)) };
     printed.map_err(Failed::output)?;
     Ok(Exit::Ok)
+}
+
+/// Tests every sealed copy of one backup, the newest that has one where none is named.
+fn test(
+    global: &Global,
+    backup: Option<&str>,
+    given: &[PathBuf],
+    place: &PlaceArgs,
+    sink: Sink,
+) -> Result<Exit, Failed> {
+    let mut session = Session::start(global, sink)?;
+    let setup = load_optional(global, &session.access)?;
+    session.opens_with(setup.as_ref(), given);
+    let (mut copies, exit) = match backup {
+        Some(name) => {
+            let wanted = inspect::parse(&session, name)?;
+            inspect::search(&session, setup.as_ref(), &[wanted], place)?
+        }
+        None => inspect::search(&session, setup.as_ref(), &[Wanted::All], place)?,
+    };
+    copies.retain(|f| f.entry.manifest.as_ref().is_ok_and(|m| m.encryption.is_sealed()));
+    let newest = copies.iter().map(|f| f.entry.name.clone()).max();
+    copies.retain(|f| Some(&f.entry.name) == newest.as_ref());
+    if copies.is_empty() {
+        let hint =
+            "name another backup (tars-backup list), or see what is sealed: seal of [encryption]".to_owned();
+        return Err(Failed::text(Exit::Failed, "there is no sealed backup to test a key on", Some(hint)));
+    }
+    let owner = session.reader(setup.as_ref())?;
+    let world = session.world(&owner);
+    let mut opened = Vec::new();
+    for copy in &copies {
+        key_test::test(copy, &world).map_err(|e| session.failed(Exit::Failed, &e))?;
+        opened.push((copy.entry.name.to_string(), copy.store().name().to_owned()));
+    }
+    session.monitor.clear();
+    let printed = match global.json {
+        true => {
+            let rows =
+                opened.iter().map(|(name, store)| json!({ "name": name, "store": store, "opens": true }));
+            json::print(&rows.collect::<Vec<_>>())
+        }
+        false => {
+            let lines = opened.iter().map(|(name, store)| format!("The key opens {name} in {store}\n"));
+            text::print(&lines.collect::<String>())
+        }
+    };
+    printed.map_err(Failed::output)?;
+    Ok(exit)
 }
 
 fn look(encryption: &Encryption, given: &[PathBuf], found: Option<&Identities>) -> Shown {

@@ -4,6 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use super::args::{Global, RestoreArgs, Roles};
+use super::places;
 use super::recover::lock;
 use super::session::{Failed, Session, load, load_optional};
 use crate::exit::Exit;
@@ -144,10 +145,7 @@ fn copies<'a>(
     args: &RestoreArgs,
     setup: Option<&'a Setup>,
 ) -> Result<Vec<Found<'a>>, Failed> {
-    let wrong = |e: &FindError| {
-        let usage = matches!(e, FindError::Name(_) | FindError::NoStore(_));
-        session.failed(if usage { Exit::Usage } else { Exit::Failed }, e)
-    };
+    let wrong = |e: &FindError| places::failed(session, e);
     let wanted = match (&args.backup_file, &args.backup) {
         (Some(file), _) => Wanted::File(file.clone()),
         (None, Some(text)) => Wanted::parse(text).map_err(|e| wrong(&e.into()))?,
@@ -156,12 +154,8 @@ fn copies<'a>(
     if let Wanted::File(path) = &wanted {
         return Ok(vec![find::file(path, &session.access.exe, &session.cancel).map_err(|e| wrong(&e))?]);
     }
-    let Some(setup) = setup else {
-        let hint = "name the archive itself with --backup-file, or write a configuration".to_owned();
-        return Err(Failed::text(Exit::Config, "there is no configuration that names a store", Some(hint)));
-    };
     let filter = Filter { store: args.from.clone(), tier: None, host: args.host.clone() };
-    let (found, unreachable) = find::all(setup, &filter, &session.cancel).map_err(|e| wrong(&e))?;
+    let (found, unreachable) = places::look(session, setup, &filter, args.credentials.as_deref())?;
     for e in &unreachable {
         let hint = e.hint().map_or_else(String::new, |h| format!(" ({h})"));
         log::warn!("{}{hint}", crate::hint::chain(e));

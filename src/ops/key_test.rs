@@ -1,0 +1,78 @@
+//! Does a key open what is really stored? What could go wrong: a proof on something else than a backup; so the sealed
+//! archive itself is opened, up to the manifest in it, and that is compared with the one beside it. No more is fetched.
+
+use std::io::{self, Read};
+
+use super::World;
+use super::find::{Found, OpenError};
+use crate::archive::layout;
+use crate::archive::read::walk_archive;
+use crate::format::tarwalk::{Body, Entry, TarError};
+use crate::hint::Hint;
+use crate::manifest::{Manifest, ManifestError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeyTestError {
+    #[error("{0} cannot be opened")]
+    Open(String, #[source] OpenError),
+    #[error("the manifest beside {0} is damaged")]
+    Damaged(String),
+    #[error("what is sealed in {0} cannot be read")]
+    Inside(String, #[source] TarError),
+    #[error("the sealed {0} cannot be read to the manifest in it")]
+    Torn(String, #[source] io::Error),
+    #[error("{0} opens, and holds another backup than the manifest beside it says")]
+    Other(String),
+    #[error("{0} opens, and its manifest cannot be read")]
+    Manifest(String, #[source] ManifestError),
+}
+
+impl Hint for KeyTestError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Open(_, e) => e.hint(),
+            _ => Some("look at it: tars-backup verify BACKUP; test another one: tars-backup list".into()),
+        }
+    }
+}
+
+/// How the walk through an archive ends.
+enum End {
+    /// The manifest was found: all that is wanted.
+    Seen(Vec<u8>),
+    Fault(TarError),
+    Torn(io::Error),
+}
+
+impl From<TarError> for End {
+    fn from(e: TarError) -> Self {
+        Self::Fault(e)
+    }
+}
+
+/// Opens one sealed copy.
+pub fn test(found: &Found<'_>, world: &World<'_>) -> Result<(), KeyTestError> {
+    let name = format!("{} in {}", found.entry.name, found.store().name());
+    let beside = found.entry.manifest.as_ref().map_err(|_| KeyTestError::Damaged(name.clone()))?;
+    let plain = found.open_plain(beside, world).map_err(|e| KeyTestError::Open(name.clone(), e))?;
+    let wanted = format!("{}/{}", found.entry.name, layout::MANIFEST);
+    let walked = walk_archive(plain, |entry: &Entry, body: &mut Body<'_>| {
+        if entry.path != wanted.as_bytes() {
+            return Ok(());
+        }
+        let mut text = Vec::new();
+        body.take(64 << 20).read_to_end(&mut text).map_err(|e| End::Torn(e))?;
+        Err(End::Seen(text))
+    });
+    match walked {
+        Err(End::Seen(text)) => {
+            let broken = |e| KeyTestError::Manifest(name.clone(), e);
+            let inner = Manifest::read_inner(&text).and_then(|m| m.to_inner()).map_err(broken)?;
+            let same = inner == beside.to_inner().map_err(broken)?;
+            if same { Ok(()) } else { Err(KeyTestError::Other(name)) }
+        }
+        Err(End::Torn(e)) => Err(KeyTestError::Torn(name, e)),
+        Err(End::Fault(e)) => Err(KeyTestError::Inside(name, e)),
+        Ok(_) => Err(KeyTestError::Other(name)),
+    }
+}
