@@ -18,7 +18,8 @@ packages=(
   sqlite3 attr acl
   postgresql-client redis-tools # psql, redis-check-rdb
   strace # kills a program at a given system call
-  python3 # tests/lab/chroma.py
+  python3 python3-venv # tests/lab/chroma.py, moto
+  openssh-client openssh-server openssl # a server for stores, and certificates
 )
 
 lab_need_root
@@ -31,6 +32,15 @@ trap finish EXIT
 tests/lab/engine.sh up
 lab_engine
 tests/lab/images.sh all
+
+# A second S3 server, of another make than the one in tests/stores.rs.
+moto=$LAB_DIR/moto
+if ! cmp -s tests/lab/moto-5.2.5.txt "$moto/requirements.txt"; then
+  rm -rf "$moto"
+  lab_logged moto python3 -m venv "$moto"
+  lab_logged moto "$moto/bin/pip" install --no-deps -r tests/lab/moto-5.2.5.txt
+  cp tests/lab/moto-5.2.5.txt "$moto/requirements.txt"
+fi
 
 cargo fmt --check
 cargo clippy --locked --all-targets --quiet -- -D warnings
