@@ -6,8 +6,8 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 
-# Tests that need the laboratory (root, an engine, images, servers), those that need root, and the one of a thousand damages: all
-# others are quick and run anywhere.
+# Tests that need the laboratory (root, an engine, images, servers), those that need root, and the one of a thousand
+# damages: all others are quick and run anywhere.
 SLOW_TESTS := seal stores offsite deb stack tree unpack restore hostile guide interrupt damage demo
 QUICK_TESTS := $(filter-out $(SLOW_TESTS),$(basename $(notdir $(wildcard tests/*.rs))))
 

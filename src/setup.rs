@@ -122,11 +122,12 @@ pub fn schema(machine: &Machine<'_>) -> Value {
     Archive::read(&root);
     DockerSettings::read(&root);
     Encryption::read(&root);
-    store::read_one("name", &blank_at("stores.*", &survey), machine.access);
     Tier::read("name", &blank_at("tiers.*", &survey));
     let mut schema = json_schema("", &survey.borrow().keys);
     schema["properties"]["sources"] =
         json!({ "type": "object", "additionalProperties": { "oneOf": source::schemas() } });
+    schema["properties"]["stores"] =
+        json!({ "type": "object", "additionalProperties": { "anyOf": store::schemas(machine.access) } });
     schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     schema["title"] = json!("tars-backup configuration");
     schema

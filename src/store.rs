@@ -456,19 +456,34 @@ fn overlap(a: &str, b: &str) -> bool {
     inside(a, b) || inside(b, a)
 }
 
+type ReadKind = fn(&str, &Section<'_>, &Access) -> Box<dyn Store>;
+
+/// Every kind of store. `memory` is for tests and left out of what is written about configurations.
+const KINDS: [(&str, ReadKind); 5] =
+    [("fs", fs::read), ("s3", s3::read), ("b2", b2::read), ("sftp", sftp::read), ("memory", memory::read)];
+
 /// Asks one table of `[stores]` all its questions.
-pub fn read_one(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Store> {
-    type Read = fn(&str, &Section<'_>, &Access) -> Box<dyn Store>;
-    let kind: Read = s.choice(
-        "type",
-        &[
-            ("fs", fs::read as Read),
-            ("s3", s3::read as Read),
-            ("b2", b2::read as Read),
-            ("sftp", sftp::read as Read),
-            ("memory", memory::read as Read),
-        ],
-        "Kind of store: fs (a local directory or a mounted NAS), s3, b2, sftp; memory is for tests",
-    );
-    kind(name, s, access)
+fn read_one(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Store> {
+    s.choice("type", &KINDS, "Kind of store: fs (a local directory or a mounted NAS), s3, b2, sftp")(
+        name, s, access,
+    )
+}
+
+/// The questions of each kind, asked of an empty table: the schema of `[stores.*]`.
+pub fn schemas(access: &Access) -> Vec<serde_json::Value> {
+    KINDS
+        .iter()
+        .filter(|(word, _)| *word != "memory")
+        .map(|(word, read)| {
+            let (section, survey) = Section::blank("store");
+            section.choice("type", &KINDS, "Kind of store");
+            read("name", &section, access);
+            let mut schema = crate::config::json_schema("store", &survey.borrow().keys);
+            schema["properties"]["type"] = serde_json::json!({ "const": word });
+            if *word != KINDS[0].0 {
+                schema["required"] = serde_json::json!(["type"]);
+            }
+            schema
+        })
+        .collect()
 }

@@ -49,21 +49,22 @@ fn everything_in_use() -> String {
 
 /// One key of the configuration.
 struct Key {
-    /// `agent`, `stores`, `tiers`, `tiers.keep`, `sources`, or `sources: TYPE`.
+    /// `agent`, `tiers`, `tiers.keep`, `sources: TYPE`, or `stores: TYPE`.
     table: String,
     name: String,
     schema: Value,
 }
 
-/// Keys of every source stand under `sources`, those of one type under `sources: TYPE`.
+/// Keys of every source stand under `sources`, those of one type under `sources: TYPE`; stores alike.
 fn keys() -> Vec<Key> {
     let schema = run(PROGRAM, &["config", "schema"]).expect(0).json();
     let mut keys = Vec::new();
     for (table, entry) in schema["properties"].as_object().unwrap() {
-        if table == "sources" {
-            for kind in entry["additionalProperties"]["oneOf"].as_array().unwrap() {
+        let kinds = &entry["additionalProperties"];
+        if let Some(kinds) = kinds.get("oneOf").or(kinds.get("anyOf")).and_then(Value::as_array) {
+            for kind in kinds {
                 let word = kind["properties"]["type"]["const"].as_str().unwrap();
-                collect(&format!("sources: {word}"), kind, &mut keys);
+                collect(&format!("{table}: {word}"), kind, &mut keys);
             }
         } else {
             collect(
@@ -94,7 +95,7 @@ const OF_EVERY_SOURCE: [&str; 6] =
 fn depends(key: &Key) -> bool {
     matches!(
         key.name.as_str(),
-        "state_dir" | "staging_dir" | "runtime_dir" | "threads" | "service" | "filename"
+        "state_dir" | "staging_dir" | "runtime_dir" | "threads" | "service" | "filename" | "path_style"
     ) || (key.table == "tiers" && key.name == "path")
 }
 
@@ -121,11 +122,11 @@ fn the_teaching_configuration_has_every_key() {
         let entries = entries.as_table().unwrap();
         for (name, value) in entries {
             match (table.as_str(), value.as_table()) {
-                ("sources", Some(source)) => {
-                    let word = source["type"].as_str().unwrap();
-                    present.extend(source.keys().map(|k| (format!("sources: {word}"), k.clone())));
+                ("sources" | "stores", Some(one)) => {
+                    let word = one["type"].as_str().unwrap();
+                    present.extend(one.keys().map(|k| (format!("{table}: {word}"), k.clone())));
                 }
-                ("stores" | "tiers", Some(one)) => {
+                ("tiers", Some(one)) => {
                     present.extend(one.keys().map(|k| (table.clone(), k.clone())));
                     let keep = one.get("keep").and_then(toml::Value::as_table);
                     present.extend(
@@ -152,7 +153,10 @@ fn the_teaching_configuration_has_every_key() {
 fn a_setting_out_of_use_shows_its_default() {
     let schemas = keys();
     let in_use: Table = read("config/config.toml").parse().unwrap();
-    let kind = |source: &str| Some(in_use["sources"].as_table()?.get(source)?["type"].as_str()?.to_owned());
+    let kind = |table: &str, name: &str| {
+        let one = in_use[table].as_table()?.get(name)?.as_table()?;
+        Some(one.get("type").map_or("fs", |t| t.as_str().unwrap()).to_owned())
+    };
     let mut table = String::new();
     for line in read("config/config.toml").lines() {
         if let Some(heading) = line.trim_start_matches('#').strip_prefix('[') {
@@ -161,7 +165,9 @@ fn a_setting_out_of_use_shows_its_default() {
             // The settings of a table that is itself out of use are an example; those of one in use are defaults.
             table = match parts.as_slice() {
                 _ if line.starts_with('#') => String::new(),
-                ["sources", name] => kind(name).map_or_else(String::new, |k| format!("sources: {k}")),
+                [table @ ("sources" | "stores"), name] => {
+                    kind(table, name).map_or_else(String::new, |k| format!("{table}: {k}"))
+                }
                 ["tiers", _, "keep"] => "tiers.keep".to_owned(),
                 [first, _] => (*first).to_owned(),
                 _ => path.to_owned(),
@@ -185,6 +191,7 @@ fn type_of(schema: &Value) -> String {
     match schema.get("type").and_then(Value::as_str) {
         Some("boolean") => "true or false".to_owned(),
         Some("integer") => format!("{} to {}", schema["minimum"], schema["maximum"]),
+        Some("string") if schema["examples"].to_string().contains("MiB") => "bytes".to_owned(),
         Some("string") if schema.get("examples").is_some() => "length of time".to_owned(),
         Some("string") => "text".to_owned(),
         Some("object") => "table of texts".to_owned(),
@@ -197,8 +204,12 @@ fn type_of(schema: &Value) -> String {
 fn rows() -> BTreeMap<String, Vec<String>> {
     let mut rows: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for key in keys() {
-        let common = key.table.starts_with("sources: ") && OF_EVERY_SOURCE.contains(&key.name.as_str());
-        let table = if common { "sources".to_owned() } else { key.table.clone() };
+        let common = match key.table.split_once(": ") {
+            Some(("sources", _)) => OF_EVERY_SOURCE.contains(&key.name.as_str()),
+            Some(("stores", _)) => key.name == "type",
+            _ => false,
+        };
+        let table = if common { key.table.split(':').next().unwrap().to_owned() } else { key.table.clone() };
         let list = rows.entry(table).or_default();
         let mut row = format!("| `{}` | ", key.name);
         let same_everywhere = !matches!(key.name.as_str(), "type" | "critical" | "on_by_default") || !common;

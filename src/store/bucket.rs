@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 
 use opendal::services::S3;
 use opendal::{HttpTransporter, OperationContext, Operator};
@@ -160,6 +161,7 @@ impl Bucket {
             pace: self.limit.map(Pace::new),
             runtime,
             operator: OnceLock::new(),
+            there: AtomicBool::new(false),
             thaw,
             connect: Box::new(move || self.connect(&endpoint, &vault)),
         }

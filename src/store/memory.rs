@@ -2,6 +2,7 @@
 //! that it forgets, and the examples do not show it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use opendal::Operator;
@@ -36,6 +37,7 @@ pub(super) fn read(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Stor
         pace: None,
         runtime: access.runtime.clone(),
         operator: OnceLock::new(),
+        there: AtomicBool::new(false),
         thaw: |_, _| String::new(),
         connect: Box::new(move || {
             let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);

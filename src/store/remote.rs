@@ -5,6 +5,7 @@
 
 use std::io::{self, Read};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +49,8 @@ pub(super) struct Remote {
     pub runtime: Handle,
     pub connect: Connect,
     pub operator: OnceLock<Operator>,
+    /// Whether the bucket has answered as one that is there.
+    pub there: AtomicBool,
     /// What to do about an object of this key that is frozen.
     pub thaw: fn(place: &str, key: &str) -> String,
 }
@@ -196,7 +199,9 @@ impl Remote {
             }
             Ok(())
         };
-        self.wait(listing).map_err(fail)
+        self.wait(listing).map_err(fail)?;
+        self.there.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Everything in one request.
@@ -297,7 +302,9 @@ impl Store for Remote {
             let mut lister = unless(cancel, operator.lister_with(&key).limit(1).into_future()).await?;
             unless(cancel, async { lister.next().await.transpose() }).await
         };
-        self.wait(first).map(drop).map_err(|stop| self.error("list", "its root", stop))
+        self.wait(first).map_err(|stop| self.error("list", "its root", stop))?;
+        self.there.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn create_root(&self, cancel: &Cancel) -> Result<(), StoreError> {
@@ -343,8 +350,17 @@ impl Store for Remote {
             whole: None,
             breaks: 0,
         };
-        self.wait(download.connect()).map_err(|stop| self.error("read", object, stop))?;
-        Ok(Box::new(download))
+        match self.wait(download.connect()) {
+            Ok(()) => Ok(Box::new(download)),
+            Err(stop) => {
+                // There are servers that say of a bucket that is not there that the object is not.
+                let absent = matches!(&stop, Stop::Fault(fault) if fault.kind == Kind::Absent);
+                if absent && !self.there.load(Ordering::Relaxed) {
+                    self.reach(cancel)?;
+                }
+                Err(self.error("read", object, stop))
+            }
+        }
     }
 
     fn put(

@@ -540,14 +540,15 @@ impl Sftp {
 
     /// Removes a temporary object, on whatever connection there is. One that stays is removed by `sweep`.
     fn clear(&self, temp: &str) {
-        let _ = self.runtime.block_on(tokio::time::timeout(CLEAR, async {
-            let cancel = Cancel::default();
+        let cancel = Cancel::default();
+        let clear = async {
             if let Ok(mut session) = self.session(&cancel).await
                 && session.do_it(packet::REMOVE, |r| r.text(temp.as_bytes())).await.is_ok()
             {
                 self.give_back(session);
             }
-        }));
+        };
+        let _ = self.runtime.block_on(async { tokio::time::timeout(CLEAR, clear).await });
     }
 }
 

@@ -243,7 +243,7 @@ impl Sshd {
         let address = free_port();
         let user = Self::user();
         let script = format!(
-            "cd {at}; mkdir -p root /run/sshd
+            "cd {at}; mkdir -p root; mkdir -p /run/sshd || true
              ssh-keygen -q -t ed25519 -N '' -f host; ssh-keygen -q -t ed25519 -N '' -f user; ssh-keygen -q -t ed25519 -N '' -f other
              cp user.pub authorized
              echo '[127.0.0.1]:{port} '\"$(cut -d' ' -f1,2 host.pub)\" >known_hosts
