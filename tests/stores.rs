@@ -422,8 +422,20 @@ fn an_upload_whose_answer_was_lost_is_not_told_as_failed() {
     put(&*b.store, "daily/large", &large, Put::New).unwrap();
     b.proxy.on(|seen| if seen.method == "PUT" { Act::LoseAnswer } else { Act::Pass });
     put(&*b.store, "daily/small", b"small", Put::New).unwrap();
+    // The first completion worked and its answer was lost; the second finds no upload any more.
+    b.proxy.on(|seen| {
+        let begin = seen.target.contains("uploads");
+        if !seen.is_completion() || begin {
+            Act::Pass
+        } else if seen.before < 2 {
+            Act::LoseAnswer
+        } else {
+            Act::error(404, "NoSuchUpload")
+        }
+    });
+    put(&*b.store, "daily/again", &large, Put::New).unwrap();
     b.proxy.on(|_| Act::Pass);
-    assert!(get(&*b.store, "daily/large") == large);
+    assert!(get(&*b.store, "daily/large") == large && get(&*b.store, "daily/again") == large);
     assert_eq!(get(&*b.store, "daily/small"), b"small");
 }
 
@@ -709,8 +721,23 @@ fn an_ssh_server_that_is_not_the_known_one_or_knows_us_not_is_refused() {
     refused(&with("user", "other").unwrap_err(), Refusal::Access);
     refused(&with("user", "absent").unwrap_err(), Refusal::Access);
 
-    // A key that is a secret of its own, not a file of ssh.
+    // A key that is a secret of its own, not a file of ssh: nothing of it is left.
     let reference = format!("key = {{ file = {:?} }}", sshd.file("user"));
+    let name = format!("tars-backup-test-{}", std::process::id());
+    let credential = std::path::Path::new("/run/credstore").join(&name);
+    std::fs::create_dir_all("/run/credstore").unwrap();
+    std::fs::copy(sshd.file("user"), &credential).unwrap();
+    let keys = sshd.keys("", "").replace(&reference, &format!("key = {{ credential = {name:?} }}"));
+    let reached = world.store(&keys).reach(&Cancel::default());
+    std::fs::remove_file(&credential).unwrap();
+    reached.unwrap();
+    for dir in ["/run", "/dev/shm", "/tmp"] {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let left = entry.file_name().to_string_lossy().starts_with("tars-backup-key-");
+            assert!(!left, "{:?}", entry.path());
+        }
+    }
+
     let keys = sshd.keys("", "").replace(&reference, "key = { env = \"TARS_BACKUP_TEST_NO_SUCH_KEY\" }");
     let error = world.store(&keys).reach(&Cancel::default()).unwrap_err();
     assert!(matches!(error, StoreError::Secret { .. }), "{error:?}");

@@ -103,7 +103,7 @@ pub(super) fn is_bucket(name: &str) -> bool {
 }
 
 pub(super) fn is_region(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
 }
 
 /// Where Backblaze speaks S3.
@@ -185,7 +185,8 @@ impl Bucket {
         };
         let mut held = vec![key.clone(), key_id.clone()];
         held.extend(token.clone());
-        let client = http::client(&ca).map_err(|e| unusable(clean(&crate::hint::chain(&e), &held)))?;
+        let client =
+            http::client(endpoint, &ca).map_err(|e| unusable(clean(&crate::hint::chain(&e), &held)))?;
         let mut service = S3::default()
             .root("/")
             .bucket(&self.bucket)

@@ -83,6 +83,8 @@ fn judge(answer: &Answer<'_>, code: &str, message: &str) -> Kind {
         | "TemporaryRedirect"
         | "AuthorizationHeaderMalformed"
         | "IllegalLocationConstraintException" => return Kind::Refused(Refusal::NoPlace),
+        // Also after an upload was completed by a request whose answer was lost.
+        "NoSuchUpload" => return Kind::Refused(Refusal::Other),
         "InvalidObjectState" => return Kind::Frozen,
         "QuotaExceeded"
         | "InsufficientStorage"

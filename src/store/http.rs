@@ -42,9 +42,12 @@ pub(super) struct Transport {
 }
 
 /// A client of our own for one store: it follows no redirect, as that would carry the signature elsewhere.
-pub(super) fn client(ca: &[reqwest::Certificate]) -> Result<reqwest::Client, reqwest::Error> {
+/// Proxies of the environment are used, but never to reach this machine itself.
+pub(super) fn client(endpoint: &str, ca: &[reqwest::Certificate]) -> Result<reqwest::Client, reqwest::Error> {
     crate::tls::choose();
-    reqwest::Client::builder()
+    let builder = reqwest::Client::builder();
+    let builder = if is_here(endpoint) { builder.no_proxy() } else { builder };
+    builder
         .user_agent(concat!("tars-backup/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .http1_only()
@@ -52,6 +55,13 @@ pub(super) fn client(ca: &[reqwest::Certificate]) -> Result<reqwest::Client, req
         .pool_idle_timeout(REST)
         .tls_certs_merge(ca.iter().cloned())
         .build()
+}
+
+fn is_here(endpoint: &str) -> bool {
+    let url = reqwest::Url::parse(endpoint).ok();
+    let host = url.as_ref().and_then(reqwest::Url::host_str).unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|a| a.is_loopback())
 }
 
 impl Transport {
@@ -290,6 +300,16 @@ impl Stream for Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_machine_is_known() {
+        for here in ["http://127.0.0.1:9000", "http://localhost", "http://[::1]:80", "https://127.8.9.1"] {
+            assert!(is_here(here), "{here}");
+        }
+        for elsewhere in ["https://s3.example.com", "http://192.168.0.2", "http://127.0.0.1.example.com"] {
+            assert!(!is_here(elsewhere), "{elsewhere}");
+        }
+    }
 
     #[test]
     fn what_is_no_whole_listing_is_not_an_empty_one() {

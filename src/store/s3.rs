@@ -1,7 +1,7 @@
 //! A bucket of Amazon, or of any server that speaks S3. What could go wrong: a storage class from which nothing can be
 //! read when it is needed. So only those are taken that answer at once.
 
-use super::bucket::{Bucket, Common, endpoint};
+use super::bucket::{Bucket, Common, endpoint, is_region};
 use super::credentials::Key;
 use super::{Access, Store};
 use crate::config::Section;
@@ -20,6 +20,9 @@ pub(super) fn read(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Stor
     let region = s.text("region", "Region of the bucket; default where an endpoint is set: us-east-1");
     if region.is_none() && given.is_none() && s.is_present() {
         s.problem("region", "missing", Some("add region = \"…\", or the endpoint of another server".into()));
+    }
+    if region.as_deref().is_some_and(|r| !is_region(r)) {
+        s.problem("region", "is no region, such as eu-central-1", None);
     }
     let path_style = s.flag(
         "path_style",

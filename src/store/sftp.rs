@@ -620,9 +620,7 @@ impl Store for Sftp {
     }
 
     fn reach(&self, cancel: &Cancel) -> Result<(), StoreError> {
-        self.with("list", "its root", cancel, async |session| {
-            Ok(unless(cancel, self.check_root(session)).await?)
-        })
+        self.with("list", "its root", cancel, async |session| unless(cancel, self.check_root(session)).await)
     }
 
     fn create_root(&self, cancel: &Cancel) -> Result<(), StoreError> {
@@ -635,7 +633,7 @@ impl Store for Sftp {
                     unless(cancel, make_dir(session, &path)).await?;
                 }
             }
-            Ok(unless(cancel, self.check_root(session)).await?)
+            unless(cancel, self.check_root(session)).await
         })
     }
 
