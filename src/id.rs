@@ -86,7 +86,7 @@ pub fn parts_file(archive: &str) -> String {
     format!("{archive}.parts")
 }
 
-/// Name of a part of `archive`, counted from 1: `cat` joins them in the order in which a shell lists them.
+/// Name of a part of `archive`, counted from 1: `cat ….p[0-9]*` joins them in the order in which a shell lists them.
 pub fn part_file(archive: &str, number: usize) -> String {
     format!("{archive}.p{number:04}")
 }

@@ -95,7 +95,14 @@ const OF_EVERY_SOURCE: [&str; 6] =
 fn depends(key: &Key) -> bool {
     matches!(
         key.name.as_str(),
-        "state_dir" | "staging_dir" | "runtime_dir" | "threads" | "service" | "filename" | "path_style"
+        "state_dir"
+            | "staging_dir"
+            | "spool_dir"
+            | "runtime_dir"
+            | "threads"
+            | "service"
+            | "filename"
+            | "path_style"
     ) || (key.table == "tiers" && key.name == "path")
 }
 

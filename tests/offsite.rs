@@ -131,7 +131,7 @@ fn files(dir: &Path) -> Vec<String> {
 fn opens_by_hand(dir: &Path, name: &str, key: &Path, wanted: &str) {
     sh(&format!(
         "cd '{dir}'; if [ -e {name}.tar.gz.age.p0001 ]; then
-           sha256sum -c --quiet {name}.tar.gz.age.parts; cat {name}.tar.gz.age.p* >{name}.tar.gz.age
+           sha256sum -c --quiet {name}.tar.gz.age.parts; cat {name}.tar.gz.age.p[0-9]* >{name}.tar.gz.age
          fi
          sha256sum -c --quiet {name}.tar.gz.age.sha256
          age -d -i '{key}' {name}.tar.gz.age >{name}.tar.gz
@@ -261,7 +261,7 @@ fn a_store_that_is_down_costs_a_warning_and_gets_the_backup_later() {
     let place = Place::new(6_000_000).s3("one", &proxy.endpoint(), "").ready(&["nas", "one"]);
     let away = s3.bucket().join(format!("hosts/{HOST}/weekly"));
     let cases: [(Act, &str); 4] = [
-        (Act::error(503, "SlowDown"), "503"),
+        (Act::error(503, "SlowDown"), "SlowDown"),
         (Act::error(403, "AccessDenied"), "AccessDenied"),
         (Act::error(404, "NoSuchBucket"), "NoSuchBucket"),
         (Act::EchoAuthorization, "one"),

@@ -94,7 +94,7 @@ pub fn store_guide() -> &'static str {
      Before that, where it lies in parts:\n\n\
      ```\n\
      sha256sum -c tars-backup-YYYYMMDD_HHMMSS.tar.gz.parts\n\
-     cat tars-backup-YYYYMMDD_HHMMSS.tar.gz.p* > tars-backup-YYYYMMDD_HHMMSS.tar.gz\n\
+     cat tars-backup-YYYYMMDD_HHMMSS.tar.gz.p[0-9]* > tars-backup-YYYYMMDD_HHMMSS.tar.gz\n\
      ```\n\n\
      And where it is sealed (its names end in `.age`, those of its parts have `.age` before `.p0001`), after its checksum was compared:\n\n\
      ```\n\

@@ -352,7 +352,7 @@ impl World {
         use tars_backup::config::{Doc, Section, Survey};
         let mut problems = Vec::new();
         let doc = Doc::parse(&[("c.toml".into(), format!("[stores.x]\n{keys}\n"))], &mut problems);
-        let survey = std::rc::Rc::new(std::cell::RefCell::new(Survey { problems, keys: Vec::new() }));
+        let survey = std::rc::Rc::new(std::cell::RefCell::new(Survey { problems, ..Survey::default() }));
         let stores = tars_backup::store::read_all(&Section::root(&doc, survey.clone()), &self.access);
         let problems: Vec<String> = survey
             .take()
