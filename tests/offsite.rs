@@ -184,7 +184,7 @@ fn one_run_to_four_kinds_of_store_each_opened_by_hand_and_restored() {
     let url = format!("{}/{BUCKET}/hosts/{HOST}/weekly/{name}", moto.endpoint());
     by_hand("hand-two", &format!(
         "cd DIR; for f in tar.gz.age.p0001 tar.gz.age.p0002 tar.gz.age.p0003 tar.gz.age.parts tar.gz.age.sha256; do
-           curl -sf -o {name}.$f '{url}.'$f
+           curl -sf --aws-sigv4 aws:amz:us-east-1:s3 --user '{KEY_ID}:{KEY}' -o {name}.$f '{url}.'$f
          done"
     ));
 
