@@ -61,13 +61,13 @@ pub fn test(found: &Found<'_>, world: &World<'_>) -> Result<(), KeyTestError> {
             return Ok(());
         }
         let mut text = Vec::new();
-        body.take(64 << 20).read_to_end(&mut text).map_err(|e| End::Torn(e))?;
+        body.take(64 << 20).read_to_end(&mut text).map_err(End::Torn)?;
         Err(End::Seen(text))
     });
     match walked {
         Err(End::Seen(text)) => {
             let broken = |e| KeyTestError::Manifest(name.clone(), e);
-            let inner = Manifest::read_inner(&text).and_then(|m| m.to_inner()).map_err(broken)?;
+            let inner = Manifest::read_inner(&text).and_then(|m| Manifest::to_inner(&m)).map_err(broken)?;
             let same = inner == beside.to_inner().map_err(broken)?;
             if same { Ok(()) } else { Err(KeyTestError::Other(name)) }
         }

@@ -42,7 +42,7 @@ pub enum FetchError {
         name: String,
         store: String,
         #[source]
-        source: OpenError,
+        source: Box<OpenError>,
     },
     #[error("{name} in {store} is damaged: {why}")]
     Damaged { name: String, store: String, why: String },
@@ -155,7 +155,7 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     let (stored, _) = found.open(world.cancel)?;
     let mut input = Hashing { input: stored, hasher: Sha256::new(), world };
     let mut members = Members::new(manifest, dir, request.skip_validation);
-    let cannot = |source| FetchError::Open { name: name.clone(), store: store.clone(), source };
+    let cannot = |e| FetchError::Open { name: name.clone(), store: store.clone(), source: Box::new(e) };
     let read = {
         let mut plain = opened(Box::new(&mut input), manifest, world).map_err(cannot)?;
         let read = walk_archive(&mut plain, |entry: &Entry, body: &mut Body<'_>| members.take(entry, body));
