@@ -49,6 +49,7 @@ struct Raw<'a> {
 impl Server {
     pub fn new(url: &str) -> Self {
         let runtime = Runtime::new().unwrap();
+        tars_backup::tls::choose();
         let plain = reqwest::Client::builder().no_proxy().build().unwrap();
         let mut server = Self { url: url.to_owned(), runtime, plain, api: Api::V2 };
         server.api = server.client(Pages::default()).api();

@@ -240,6 +240,7 @@ fn killed_at_any_step_it_is_old_or_new_and_runs() {
         assert!(now == NEW || now == OLD, "{now} after a kill at line {lines}");
     }
     assert!(kills >= 5, "only {kills} kills hit");
+    s.lab.await_chroma(&s.container);
     s.assert_restored(&home);
 }
 
