@@ -291,6 +291,7 @@ fn clients_that_never_rest_see_the_old_or_the_new_and_nothing_else() {
     }
     let _idle = lab.session(&pg, "BEGIN; SELECT 1 FROM t \\g /dev/null\n");
     for round in 0..2 {
+        lab.sh(&pg, "until grep -q after /tmp/seen 2>/dev/null; do sleep 0.1; done");
         home.tars(&["restore", "--latest", "--yes", "--no-safety-backup"]).expect(0);
         assert_eq!(value(&lab, &pg), "before");
         if round < 1 {
