@@ -564,8 +564,9 @@ fn a_server_of_chroma_comes_back_by_the_guide_alone() {
     let [dump, nearest] = lab.chroma_holds(&server);
     let home = home(&source("chromadb", &server, ""));
     home.backup(0);
-    lab.chroma_py(&server, &["hammer", "2"]);
+    lab.chroma_py(&server, &["clear"]);
     assert!(lab.chroma_holds(&server)[0] != dump, "nothing to take back");
+    lab.chroma_py(&server, &["hammer", "0.2"]);
     follow_the_guide(&home.unpack("out"), "data", &name, &name);
     lab.await_chroma(&server);
     assert!(lab.chroma_holds(&server) == [dump, nearest], "the server holds something else");
