@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cancel::Cancel;
-use crate::delivery::Verified;
 use crate::id::{BackupName, sha256_file};
 use crate::legacy;
 use crate::manifest::{Manifest, ManifestError};
+use crate::marks::{self, Accepted, Mark, Pin, Trash, Verified};
 use crate::store::{Object, Store, StoreError, object};
 use crate::stored::Stored;
 
@@ -20,8 +20,20 @@ pub struct Entry {
     pub name: BackupName,
     pub manifest: Result<Manifest, Damage>,
     pub verified: Option<Verified>,
+    pub pin: Option<Pin>,
+    pub accepted: bool,
+    /// It is on its way out: it counts nowhere.
+    pub trash: Option<Trash>,
     /// Its archive; empty where that is missing.
     pub archive: Stored,
+}
+
+impl Entry {
+    /// Whether its stored bytes, as the manifest has them, were found good.
+    pub fn is_verified(&self) -> bool {
+        let stored = self.manifest.as_ref().ok().and_then(|m| m.sha256.as_deref());
+        self.verified.as_ref().is_some_and(|v| Some(v.sha256.as_str()) == stored)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -117,8 +129,7 @@ impl<'a> Listing<'a> {
             Ok((manifest, archive)) => (Ok(manifest), archive),
             Err(damage) => (Err(damage), Stored::default()),
         };
-        let verified = self.mark(&name);
-        Ok(Some(Entry { name, manifest, verified, archive }))
+        self.with_marks(name, manifest, archive).map(Some)
     }
 
     /// An archive of the bash script; None when it is one of ours that was never finished.
@@ -129,19 +140,35 @@ impl<'a> Listing<'a> {
         };
         let text = self.store.read_small(&object(self.dir, &sha256_file(&file)), self.cancel)?;
         let Some(sha256) = legacy::digest_in(&text, &name) else { return Ok(None) };
-        let verified = self.mark(&name);
         let manifest = Ok(legacy::outside(name.clone(), archive.bytes(), sha256));
-        Ok(Some(Entry { name, manifest, verified, archive }))
+        self.with_marks(name, manifest, archive).map(Some)
     }
 
-    /// When it was last found good. A mark that does not read is no mark.
-    fn mark(&self, name: &BackupName) -> Option<Verified> {
-        let file = name.verified_file();
-        if !self.has(&file) {
-            return None;
+    fn with_marks(
+        &self,
+        name: BackupName,
+        manifest: Result<Manifest, Damage>,
+        archive: Stored,
+    ) -> Result<Entry, StoreError> {
+        // One that does not read still pins, and still is one.
+        let pin = self.mark::<Pin>(&name)?.map(Option::unwrap_or_default);
+        let trash = self.mark::<Trash>(&name)?.map(Option::unwrap_or_default);
+        let verified = self.mark::<Verified>(&name)?.flatten();
+        let accepted = self.mark::<Accepted>(&name)?.flatten().is_some();
+        Ok(Entry { name, manifest, verified, pin, accepted, trash, archive })
+    }
+
+    /// Asks only for what the listing has: the marks of most backups cost nothing.
+    fn mark<M: Mark>(&self, name: &BackupName) -> Result<Option<Option<M>>, StoreError> {
+        match self.has(&M::file(name)) {
+            true => marks::read(self.store, self.dir, name, self.cancel),
+            false => Ok(None),
         }
-        let text = self.store.read_small(&object(self.dir, &file), self.cancel).ok()?;
-        serde_json::from_slice(&text).ok()
+    }
+
+    /// Everything that belongs to a name, committed or not.
+    pub fn objects_of(&self, name: &BackupName) -> Vec<&Object> {
+        self.objects.iter().filter(|o| BackupName::of_object(&o.name).as_ref() == Some(name)).collect()
     }
 
     fn judge(&self, text: &[u8], name: &BackupName) -> Result<(Manifest, Stored), Damage> {

@@ -14,6 +14,7 @@ use crate::archive::pack::Packed;
 use crate::cancel::{Cancel, Interrupted};
 use crate::id::{BackupName, MAX_PARTS, part_file, parts_file, sha256_file};
 use crate::manifest::{Encryption, Manifest, ManifestError, sha256_line};
+use crate::marks::{self, Depth, Verified};
 use crate::progress::Monitor;
 use crate::store::{Object, Put, Store, StoreError, object};
 
@@ -28,24 +29,6 @@ pub struct Receipt {
     pub method: String,
     pub time: String,
     pub duration_ms: u64,
-}
-
-/// How deep stored bytes were looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Depth {
-    /// SHA-256 of the stored archive.
-    Digest,
-    /// Every component read and checked.
-    Deep,
-}
-
-/// The small object that tells when a stored backup was last found good.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Verified {
-    pub time: String,
-    pub depth: Depth,
-    pub sha256: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +131,8 @@ pub fn deliver(
     };
     // Only remarks beside the backup: a store that refuses them still has the backup.
     if proof == Proof::Now {
-        let _ = mark_verified(to.store, to.dir, name, Depth::Digest, &receipt.sha256, time);
+        let (time, sha256) = (receipt.time.clone(), receipt.sha256.clone());
+        let _ = marks::set(to.store, to.dir, name, &Verified { time, depth: Depth::Digest, sha256 });
     }
     let _ = note_receipt(to, name, &receipt);
     Ok(receipt)
@@ -376,21 +360,6 @@ fn note_receipt(to: Place<'_>, name: &BackupName, receipt: &Receipt) -> Result<(
     to.store.put_small(&object(to.dir, &name.receipt_file()), &text, Put::Replace)
 }
 
-/// Notes beside a backup that its stored bytes were found good.
-pub fn mark_verified(
-    store: &dyn Store,
-    dir: &str,
-    name: &BackupName,
-    depth: Depth,
-    sha256: &str,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let mark = Verified { time: now.strftime("%FT%TZ").to_string(), depth, sha256: sha256.to_owned() };
-    let mut text = serde_json::to_vec(&mark).unwrap_or_default();
-    text.push(b'\n');
-    store.put_small(&object(dir, &name.verified_file()), &text, Put::Replace)
-}
-
 /// Length and SHA-256 of a stored object, as the medium holds it.
 pub fn digest_of(
     store: &dyn Store,
@@ -461,7 +430,8 @@ mod tests {
         let root = dir.path().join("store");
         std::fs::create_dir_all(root.join("daily")).unwrap();
         let name = sample().backup_name;
-        let old = [name.archive(), sha256_file(&name.archive()), name.manifest_file(), name.verified_file()];
+        let old =
+            [name.archive(), sha256_file(&name.archive()), name.manifest_file(), name.beside("verified")];
         for file in &old {
             std::fs::write(root.join("daily").join(file), "older").unwrap();
         }

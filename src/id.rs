@@ -61,12 +61,13 @@ impl BackupName {
         format!("{}.manifest.json", self.0)
     }
 
-    pub fn verified_file(&self) -> String {
-        format!("{}.verified", self.0)
+    /// File name of a small object that tells of it.
+    pub fn beside(&self, what: &str) -> String {
+        format!("{}.{what}", self.0)
     }
 
     pub fn receipt_file(&self) -> String {
-        format!("{}.receipt.json", self.0)
+        self.beside("receipt.json")
     }
 
     /// The backup whose object this file name is, if it is one.

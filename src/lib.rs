@@ -39,6 +39,8 @@ pub mod held_copy;
 pub mod host;
 pub mod journal;
 pub mod keyring;
+pub mod last_run;
+pub mod marks;
 pub mod mounts;
 pub mod notify;
 pub mod postgres;

@@ -1,6 +1,6 @@
 //! What is in a backup. One schema, two places: inside the archive, and as the sidecar `<name>.manifest.json` beside
-//! it, which is the commit. What could go wrong: a sidecar that was changed and still reads as true, so it carries a
-//! digest of itself over its exact bytes.
+//! it, which is the commit; beside a sealed archive only what may be known of it. What could go wrong: a sidecar that was
+//! changed and still reads as true, so it carries a digest of itself over its exact bytes.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,10 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::id::{BackupName, Name, is_member, show_name};
+
+mod outside;
+
+use outside::Outside;
 
 /// Schema of the manifests that this version writes.
 pub const SCHEMA: u32 = 1;
@@ -108,12 +112,6 @@ pub struct Encryption {
     /// Public keys whose identities open it, as they were configured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recipients: Vec<String>,
-    /// Bytes of the archive inside.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plain_bytes: Option<u64>,
-    /// SHA-256 of the archive inside, hex.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plain_sha256: Option<String>,
 }
 
 impl Encryption {
@@ -181,29 +179,35 @@ impl Manifest {
         (inner.bytes, inner.sha256, inner.manifest_sha256) = (None, None, None);
         // One archive, whether it is sealed afterwards or not.
         inner.encryption = Encryption::default();
+        inner.check_names()?;
         pretty(&inner)
     }
 
     /// The sidecar of an archive of `bytes` with this digest.
     pub fn to_sidecar(&self, bytes: u64, sha256: &str) -> Result<Vec<u8>, ManifestError> {
-        let mut sidecar = self.clone();
-        sidecar.bytes = Some(bytes);
-        sidecar.sha256 = Some(sha256.to_owned());
-        sidecar.manifest_sha256 = Some(String::new());
-        let open = pretty(&sidecar)?;
-        sidecar.manifest_sha256 = Some(hex::encode(Sha256::digest(&open)));
-        pretty(&sidecar)
+        // What no reader takes is not written: the backup fails now, and not when it is needed.
+        self.check_names()?;
+        let (bytes, sha256) = (Some(bytes), Some(sha256.to_owned()));
+        let whole = Self { bytes, sha256, manifest_sha256: Some(String::new()), ..self.clone() };
+        if whole.encryption.is_sealed() {
+            return with_own_digest(Outside::from(&whole), |o| &mut o.manifest_sha256);
+        }
+        with_own_digest(whole, |m| &mut m.manifest_sha256)
+    }
+
+    /// Whether `beside` is a sidecar of the archive that this one was read in. Compared as values: a later version may
+    /// write other fields, in another order.
+    pub fn is_told_by(&self, beside: &Self) -> bool {
+        let sidecar = |m: &Self| m.to_sidecar(0, "").ok();
+        let inner = Self { encryption: beside.encryption.clone(), ..self.clone() };
+        sidecar(&inner).is_some_and(|told| Some(told) == sidecar(beside))
     }
 
     /// Reads a manifest from inside an archive.
     pub fn read_inner(text: &[u8]) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct Probe {
-            schema: u32,
-        }
-        let probe: Probe = serde_json::from_slice(text).map_err(unreadable)?;
-        if probe.schema > SCHEMA {
-            return Err(ManifestError::Schema { found: probe.schema });
+        let probe = Probe::of(text)?;
+        if probe.encryption.is_sealed() {
+            return Err(ManifestError::Missing("contents: it is one from beside a sealed archive"));
         }
         let manifest: Self = serde_json::from_slice(text).map_err(unreadable)?;
         manifest.check_names()?;
@@ -232,9 +236,8 @@ impl Manifest {
                     &self.expected_components,
                     &self.encryption.recipients,
                 ];
-                let single =
-                    single.into_iter().chain(&self.encryption.method).chain(&self.encryption.plain_sha256);
-                let all = single.into_iter().chain(lists.into_iter().flatten());
+                let single = single.into_iter().chain(&self.encryption.method);
+                let all = single.chain(lists.into_iter().flatten());
                 all.chain(self.checksums.keys()).find(|text| !word(text))
             });
         match first_bad {
@@ -248,7 +251,14 @@ impl Manifest {
 
     /// Reads a sidecar and proves that not a byte of it was changed.
     pub fn read_sidecar(text: &[u8]) -> Result<Self, ManifestError> {
-        let manifest = Self::read_inner(text)?;
+        let manifest = if Probe::of(text)?.encryption.is_sealed() {
+            let outside: Outside = serde_json::from_slice(text).map_err(unreadable)?;
+            let manifest = Self::from(outside);
+            manifest.check_names()?;
+            manifest
+        } else {
+            Self::read_inner(text)?
+        };
         let digest = manifest.manifest_sha256.as_deref().ok_or(ManifestError::Missing(DIGEST_FIELD))?;
         if manifest.bytes.is_none() {
             return Err(ManifestError::Missing("bytes"));
@@ -294,9 +304,35 @@ fn unreadable(e: serde_json::Error) -> ManifestError {
     ManifestError::Json(serde_json::Error::custom(shown))
 }
 
-fn pretty(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
-    // What no reader takes is not written: the backup fails now, and not when it is needed.
-    manifest.check_names()?;
+/// What has to be known before the rest can be read.
+#[derive(Deserialize)]
+struct Probe {
+    schema: u32,
+    #[serde(default)]
+    encryption: Encryption,
+}
+
+impl Probe {
+    fn of(text: &[u8]) -> Result<Self, ManifestError> {
+        let probe: Self = serde_json::from_slice(text).map_err(unreadable)?;
+        if probe.schema > SCHEMA {
+            return Err(ManifestError::Schema { found: probe.schema });
+        }
+        Ok(probe)
+    }
+}
+
+/// The text of a sidecar, with the digest of that text while `digest` was empty.
+fn with_own_digest<T: Serialize>(
+    mut sidecar: T,
+    digest: fn(&mut T) -> &mut Option<String>,
+) -> Result<Vec<u8>, ManifestError> {
+    let open = pretty(&sidecar)?;
+    *digest(&mut sidecar) = Some(hex::encode(Sha256::digest(&open)));
+    pretty(&sidecar)
+}
+
+fn pretty(manifest: &impl Serialize) -> Result<Vec<u8>, ManifestError> {
     let mut text = serde_json::to_vec_pretty(manifest).map_err(ManifestError::Json)?;
     text.push(b'\n');
     Ok(text)
@@ -346,6 +382,44 @@ pub(crate) mod tests {
         assert_eq!((sidecar.bytes, sidecar.sha256.as_deref()), (Some(17), Some("abcd")));
         let inner = String::from_utf8(m.to_inner().unwrap()).unwrap();
         assert!(!inner.contains("manifest_sha256") && !inner.contains("\"bytes\":"));
+    }
+
+    #[test]
+    fn beside_a_sealed_archive_lies_only_what_may_be_known() {
+        let mut m = sample();
+        let mut facts = Map::new();
+        facts.insert("rows".into(), serde_json::json!({ "secret_table": 3 }));
+        let postgres = Component {
+            members: vec!["hidden-member.sql.gz".into()],
+            bytes_in: 10,
+            bytes_stored: 4,
+            warnings: vec!["about secret_table".into()],
+            facts,
+            ..crate::legacy::bare("postgres")
+        };
+        m.details.insert("postgres".into(), postgres);
+        m.docker_volumes = vec!["hidden_volume".into()];
+        m.checksums.insert("hidden-member.sql.gz".into(), "sha256:feed".into());
+        m.encryption = Encryption { method: Some("age".into()), recipients: vec!["age1x".into()] };
+        let text = m.to_sidecar(17, "abcd").unwrap();
+        let shown = String::from_utf8(text.clone()).unwrap();
+        for hidden in ["secret_table", "hidden", "feed", "facts", "checksums", "warnings"] {
+            assert!(!shown.contains(hidden), "{hidden} in {shown}");
+        }
+        let read = Manifest::read_sidecar(&text).unwrap();
+        assert_eq!((read.bytes, read.details["postgres"].bytes_in, read.state), (Some(17), 10, m.state));
+        assert_eq!((&read.components, &read.encryption), (&m.components, &m.encryption));
+        assert!(Manifest::read_inner(&text).is_err(), "it does not pass for the one inside");
+
+        let inner = Manifest::read_inner(&m.to_inner().unwrap()).unwrap();
+        assert!(inner.is_told_by(&read));
+        let other = Manifest { tier: "warm".into(), ..inner.clone() };
+        assert!(!other.is_told_by(&read));
+        let plain = Manifest { encryption: Encryption::default(), ..m };
+        let beside = Manifest::read_sidecar(&plain.to_sidecar(5, "ef").unwrap()).unwrap();
+        assert!(inner.is_told_by(&beside));
+        let fewer = Manifest { checksums: BTreeMap::new(), ..inner };
+        assert!(!fewer.is_told_by(&beside));
     }
 
     #[test]

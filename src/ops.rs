@@ -3,7 +3,7 @@
 pub mod backup;
 pub mod extract;
 pub mod find;
-pub mod key_test;
+pub mod inside;
 pub mod list;
 pub mod recover;
 pub mod restore;

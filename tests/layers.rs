@@ -21,6 +21,8 @@ const FLOORS: [&[&str]; 5] = [
         "host",
         "journal",
         "keyring",
+        "last_run",
+        "marks",
         "mounts",
         "notify",
         "postgres",

@@ -375,6 +375,57 @@ fn credentials_that_this_host_lacks_are_encrypted_anew_for_it() {
 }
 
 #[test]
+fn beside_a_sealed_archive_nothing_tells_what_is_in_it() {
+    let home = Home::new();
+    let key = home.at("key.txt");
+    let recipient = sh(&format!("age-keygen -o '{key}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
+    sh(&format!("cd '{}'; mkdir papers; echo 1 > papers/a; echo 2 > papers/b", home.at("")));
+    sh(&format!(
+        "sqlite3 '{}' 'create table hidden_table (x); insert into hidden_table values (7)'",
+        home.at("db")
+    ));
+    let home = home
+        .source("data", &format!("type = \"sqlite\"\npath = \"{}\"", home.at("db")))
+        .source(
+            "nas",
+            &format!("type = \"directory\"\npath = \"{}\"\nmode = \"inventory\"", home.at("papers")),
+        )
+        .extra(&format!("[encryption]\nrecipients = [\"{recipient}\"]\nseal = \"always\""))
+        .ready();
+    home.tars(&["backup"]).expect(0);
+    let first = home.only();
+    let beside = std::fs::read_to_string(home.object(".manifest.json")).unwrap();
+    let inside = ["hidden_table", "inventory", "papers", "sha256:", "facts", "checksums"];
+    for hidden in inside {
+        assert!(!beside.contains(hidden), "{hidden} in {beside}");
+    }
+    let shown = home.tars(&["show", &first, "--json"]).expect(0).says("lies beside the sealed archive");
+    assert!(!shown.stdout.contains("hidden_table"));
+    let shown = home.tars(&["show", &first, "--json", "--identity", &key]).expect(0);
+    assert!(shown.stdout.contains("hidden_table") && shown.stdout.contains(&recipient), "{}", shown.stdout);
+    home.tars(&["verify", &first, "--deep"]).expect(2);
+    home.tars(&["verify", &first, "--deep", "--identity", &key]).expect(0);
+
+    // A source that compares itself with the run before does so all the same.
+    sh(&format!("rm '{}/b'; sqlite3 '{}' 'delete from hidden_table'", home.at("papers"), home.at("db")));
+    sh("sleep 1.1");
+    home.tars(&["backup"]).expect(0).says("differs from the last run: 2 files");
+    home.tars(&["restore", &first, "--component", "data", "--yes", "--identity", &key]).expect(0);
+    assert_eq!(sh(&format!("sqlite3 '{}' 'select x from hidden_table'", home.at("db"))), "7\n");
+
+    // The manifest inside is what is believed, and only when it is the one of this sidecar.
+    let sidecar = home.path(&format!("store/daily/{first}.manifest.json"));
+    let mut other = Manifest::read_sidecar(&std::fs::read(&sidecar).unwrap()).unwrap();
+    other.tier = "warm".into();
+    let (bytes, sha256) = (other.bytes.unwrap(), other.sha256.clone().unwrap());
+    std::fs::write(&sidecar, other.to_sidecar(bytes, &sha256).unwrap()).unwrap();
+    for command in [&["verify", "--deep"][..], &["restore", "--component", "data", "--yes"]] {
+        let args = [&[command[0], &first], &command[1..], &["--identity", &key]].concat();
+        home.tars(&args).expect(1).says("differs from the one beside");
+    }
+}
+
+#[test]
 fn a_new_key_is_private_and_never_written_over_another() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();

@@ -226,6 +226,9 @@ pub struct ShowArgs {
     /// The newest backup that lacks nothing critical
     #[arg(long)]
     pub latest: bool,
+    /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
     #[command(flatten)]
     pub place: PlaceArgs,
 }

@@ -5,12 +5,14 @@ use jiff::Timestamp;
 use super::args::{ExtractArgs, Global, ListArgs, PlaceArgs, ShowArgs, VerifyArgs};
 use super::places;
 use super::session::{Failed, Session, load, load_optional};
-use crate::delivery::Depth;
 use crate::exit::Exit;
 use crate::hint::Hint;
 use crate::journal::Sink;
+use crate::manifest::Manifest;
+use crate::marks::Depth;
 use crate::ops::extract::{ExtractError, Extracted};
-use crate::ops::find::{self, Filter, FindError, Found, Wanted};
+use crate::ops::find::{self, Filter, FindError, Found, OpenError, Wanted};
+use crate::ops::inside::{self, InsideError};
 use crate::ops::{World, extract as extracting, list as listing, verify as verifying};
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
@@ -86,14 +88,17 @@ fn wanted(session: &Session, name: Option<&str>, latest: bool) -> Result<Wanted,
 }
 
 pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed> {
-    let session = Session::start(global, sink)?;
+    let mut session = Session::start(global, sink)?;
     let setup = load_optional(global, &session.access)?;
+    session.opens_with(setup.as_ref(), &args.identity);
     let want = wanted(&session, args.backup.as_deref(), args.latest)?;
     let (found, _) = search(&session, setup.as_ref(), &[want], &args.place)?;
-    let readable = found.iter().find_map(|f| f.entry.manifest.as_ref().ok());
-    session.monitor.clear();
+    let readable = found.iter().find_map(|f| Some((f, f.entry.manifest.as_ref().ok()?)));
     match (readable, found.first()) {
-        (Some(manifest), _) => {
+        (Some((copy, beside)), _) => {
+            let opened = unsealed(&session, setup.as_ref(), copy, beside)?;
+            let manifest = opened.as_ref().unwrap_or(beside);
+            session.monitor.clear();
             let printed =
                 if global.json { json::print(manifest) } else { text::print(&text::manifest(manifest)) };
             printed.map_err(Failed::output)?;
@@ -108,6 +113,34 @@ pub fn show(global: &Global, args: &ShowArgs, sink: Sink) -> Result<Exit, Failed
             ))
         }
         (None, None) => Err(Failed::text(Exit::Failed, "no such backup", None)),
+    }
+}
+
+/// The manifest inside a sealed archive, where a key for it is here; else what lies beside it has to do.
+fn unsealed(
+    session: &Session,
+    setup: Option<&Setup>,
+    copy: &Found<'_>,
+    beside: &Manifest,
+) -> Result<Option<Manifest>, Failed> {
+    if !beside.encryption.is_sealed() {
+        return Ok(None);
+    }
+    let owner = session.reader(setup)?;
+    match inside::manifest(copy, &session.world(&owner)) {
+        Ok(inner) => Ok(Some(Manifest {
+            encryption: beside.encryption.clone(),
+            bytes: beside.bytes,
+            sha256: beside.sha256.clone(),
+            manifest_sha256: beside.manifest_sha256.clone(),
+            ..inner
+        })),
+        Err(InsideError::Open(_, e @ (OpenError::NoIdentity | OpenError::Seal(_)))) => {
+            let text = format!("Shown is what lies beside the sealed archive: {}", crate::hint::chain(&e));
+            session.monitor.event(Event::new(What::Warning, text));
+            Ok(None)
+        }
+        Err(e) => Err(session.failed(Exit::Failed, &e)),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::journal::Sink;
 use crate::keys::{self, Identities};
 use crate::ops::find::Wanted;
-use crate::ops::key_test;
+use crate::ops::inside;
 use crate::render::{json, text};
 
 pub fn run(global: &Global, args: &KeyArgs, sink: Sink) -> Result<Exit, Failed> {
@@ -144,7 +144,7 @@ fn test(
     let world = session.world(&owner);
     let mut opened = Vec::new();
     for copy in &copies {
-        key_test::test(copy, &world).map_err(|e| session.failed(Exit::Failed, &e))?;
+        inside::manifest(copy, &world).map_err(|e| session.failed(Exit::Failed, &e))?;
         opened.push((copy.entry.name.to_string(), copy.store().name().to_owned()));
     }
     session.monitor.clear();

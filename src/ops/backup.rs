@@ -27,6 +27,7 @@ use crate::docker::{Docker, DockerError};
 use crate::exit::Verdict;
 use crate::hint::{Hint, chain};
 use crate::id::BackupName;
+use crate::last_run::LastRun;
 use crate::manifest::{ComponentState, ManifestError, State};
 use crate::progress::{Event, What};
 use crate::run_guard::RunGuard;
@@ -408,6 +409,10 @@ fn run_with(
         failed.spooled = shipment.is_spooled();
     }
     stores.extend(deliver::all(&usable, &manifest, &shipment, world)?);
+    if manifest.counts() && stores.iter().any(|s| s.receipt.is_some()) {
+        // Without it the next run asks the stores.
+        let _ = LastRun::of(&setup.agent.state_dir, &tier).note(&manifest);
+    }
     let packed = shipment.packed();
     Ok(Outcome {
         name: Some(name),

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::find::Found;
-use crate::delivery::Verified;
 use crate::id::BackupName;
+use crate::marks::Verified;
 
 #[derive(Debug, Serialize)]
 pub struct Row {

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use crate::delivery::Depth;
 use crate::id::{show_name, show_text};
 use crate::manifest::{ComponentState, Manifest};
+use crate::marks::Depth;
 use crate::ops::backup::{Outcome, Preview};
 use crate::ops::list::Row;
 use crate::ops::restore::{Fate, RestoreOutcome, RestorePlan};

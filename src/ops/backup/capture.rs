@@ -12,6 +12,7 @@ use crate::cancel::Interrupted;
 use crate::catalog::{Entry, Listing};
 use crate::docker::hold::Holds;
 use crate::docker::{Docker, DockerError};
+use crate::last_run::LastRun;
 use crate::progress::{Event, What};
 use crate::setup::Setup;
 use crate::source::{Capture, Configured, Context, SourceError};
@@ -25,20 +26,28 @@ pub(super) struct Captured<'a> {
     pub took: Duration,
 }
 
-/// Facts of each wanted component in the newest earlier backup of the tier that has it.
+/// Facts of each wanted component in the newest earlier backup of the tier that has it: as this machine remembers it,
+/// else as the first store tells it.
 fn previous_facts(
+    setup: &Setup,
+    plan: &BackupPlan<'_>,
     wanted: &[&str],
     usable: &[&Target<'_>],
     world: &World<'_>,
 ) -> BTreeMap<String, Map<String, Value>> {
     let mut facts = BTreeMap::new();
+    if let Some(manifest) = LastRun::of(&setup.agent.state_dir, plan.tier.name.as_str()).recall() {
+        facts.extend(manifest.whole().map(|(name, c)| (name.to_owned(), c.facts.clone())));
+    }
     let Some(target) = usable.first() else { return facts };
     let Ok(listing) = Listing::of(target.store(), &target.dir, world.cancel) else { return facts };
     for name in listing.names().into_iter().rev() {
         if wanted.iter().all(|w| facts.contains_key(*w)) {
             break;
         }
-        if let Ok(Some(Entry { manifest: Ok(manifest), .. })) = listing.entry(name) {
+        if let Ok(Some(Entry { manifest: Ok(manifest), .. })) = listing.entry(name)
+            && !manifest.encryption.is_sealed()
+        {
             for (name, component) in manifest.whole() {
                 facts.entry(name.to_owned()).or_insert_with(|| component.facts.clone());
             }
@@ -61,7 +70,7 @@ pub(super) fn all<'a>(
     let compared = plan.selected.iter().filter(|s| s.source.compares()).map(|s| s.name.as_str());
     let previous = match compared.collect::<Vec<_>>().as_slice() {
         [] => BTreeMap::new(),
-        compared => previous_facts(compared, usable, world),
+        compared => previous_facts(setup, plan, compared, usable, world),
     };
     let next = AtomicUsize::new(0);
     let workers = setup.agent.jobs.clamp(1, plan.selected.len().max(1));

@@ -103,8 +103,6 @@ impl Shipment {
             let encryption = Encryption {
                 method: Some("age".to_owned()),
                 recipients: recipients.texts().map(str::to_owned).collect(),
-                plain_bytes: Some(packed.bytes),
-                plain_sha256: Some(packed.sha256.clone()),
             };
             parcels.push(Parcel { packed: sealed, encryption });
         }

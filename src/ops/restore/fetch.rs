@@ -164,19 +164,22 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
             io::copy(&mut plain, &mut io::sink()).map_err(|e| FetchError::NoGoodCopy(e.to_string()))
         })
     };
-    let sums = members.sums;
+    let (sums, inner) = (members.sums, members.inner);
     world.cancel.check()?;
     match read {
         Ok(_) => {}
         Err(e @ FetchError::Write { .. }) => return Err(e),
         Err(e) => return Err(damaged(chain(&e))),
     }
+    if manifest.encryption.is_sealed() && inner.is_none() {
+        return Err(damaged(format!("{MANIFEST} is missing in it")));
+    }
     io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(e.to_string()))?;
     let sha256 = hex::encode(input.hasher.finalize());
     if !request.skip_validation && manifest.sha256.as_deref() != Some(sha256.as_str()) {
         return Err(damaged("its bytes have another SHA-256 than the manifest says".into()));
     }
-    let mut manifest = manifest.clone();
+    let mut manifest = inner.unwrap_or_else(|| manifest.clone());
     if manifest.legacy {
         let inner = read_small(&dir.join(MANIFEST)).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
         let bytes = |name: &str| std::fs::metadata(dir.join(name)).map_or(0, |m| m.len());
@@ -224,19 +227,33 @@ fn remove_any(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Longest manifest that is read, in bytes.
+const MANIFEST_LIMIT: u64 = 64 << 20;
+
 /// A manifest of the bash script; nothing else of an archive is read into memory.
 fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    File::open(path)?.take(64 << 20).read_to_end(&mut text)?;
+    File::open(path)?.take(MANIFEST_LIMIT).read_to_end(&mut text)?;
     Ok(text)
+}
+
+/// Which members of an archive are written.
+enum Named {
+    /// All: an archive of the bash script, whose manifest lies somewhere in it.
+    All,
+    /// What the manifest inside names, the first member: little of it lies beside a sealed archive.
+    Inside,
+    These(BTreeSet<String>),
 }
 
 /// The members of an archive on their way into a directory.
 struct Members<'a> {
-    prefix: String,
+    beside: &'a Manifest,
     dir: &'a Path,
-    /// What the manifest names: nothing else is written. None of the bash script, whose manifest lies inside.
-    named: Option<BTreeSet<&'a str>>,
+    lenient: bool,
+    named: Named,
+    /// The manifest of a sealed archive.
+    inner: Option<Manifest>,
     /// Bytes that may still be written.
     left: u64,
     /// SHA-256 of what was written.
@@ -244,12 +261,42 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn new(manifest: &'a Manifest, dir: &'a Path, lenient: bool) -> Self {
-        let named = (!manifest.legacy)
-            .then(|| manifest.details.values().flat_map(|c| &c.members).map(String::as_str).collect());
-        let stored = manifest.details.values().fold(0, |sum: u64, c| sum.saturating_add(c.bytes_stored));
-        let left = if manifest.legacy || lenient { u64::MAX } else { stored };
-        Self { prefix: format!("{}/", manifest.backup_name), dir, named, left, sums: BTreeMap::new() }
+    fn new(beside: &'a Manifest, dir: &'a Path, lenient: bool) -> Self {
+        let mut members = Self {
+            beside,
+            dir,
+            lenient,
+            named: Named::All,
+            inner: None,
+            left: u64::MAX,
+            sums: BTreeMap::new(),
+        };
+        if beside.encryption.is_sealed() {
+            members.named = Named::Inside;
+        } else if !beside.legacy {
+            members.expect(beside);
+        }
+        members
+    }
+
+    fn expect(&mut self, manifest: &Manifest) {
+        self.named = Named::These(manifest.details.values().flat_map(|c| c.members.clone()).collect());
+        if !self.lenient {
+            self.left = manifest.details.values().fold(0, |sum: u64, c| sum.saturating_add(c.bytes_stored));
+        }
+    }
+
+    fn take_manifest(&mut self, body: &mut Body<'_>) -> Result<(), FetchError> {
+        let bad = |why: String| FetchError::NoGoodCopy(format!("{MANIFEST}: {why}"));
+        let mut text = Vec::new();
+        body.take(MANIFEST_LIMIT).read_to_end(&mut text).map_err(|e| bad(e.to_string()))?;
+        let inner = Manifest::read_inner(&text).map_err(|e| bad(chain(&e)))?;
+        if !self.lenient && !inner.is_told_by(self.beside) {
+            return Err(bad("it differs from the one beside the archive".to_owned()));
+        }
+        self.expect(&inner);
+        self.inner = Some(inner);
+        Ok(())
     }
 
     fn take(&mut self, entry: &Entry, body: &mut Body<'_>) -> Result<(), FetchError> {
@@ -263,12 +310,19 @@ impl<'a> Members<'a> {
         if entry.kind == Kind::Directory {
             return Ok(());
         }
-        let inside = path.trim_start_matches("./").strip_prefix(&self.prefix).ok_or_else(hostile)?;
+        let prefix = format!("{}/", self.beside.backup_name);
+        let inside = path.trim_start_matches("./").strip_prefix(&prefix).ok_or_else(hostile)?;
         if entry.kind != Kind::Regular || !is_member(inside) || self.sums.contains_key(inside) {
             return Err(hostile());
         }
-        if self.named.as_ref().is_some_and(|named| !named.contains(inside)) {
-            return Ok(());
+        match &self.named {
+            Named::Inside if inside == MANIFEST => return self.take_manifest(body),
+            Named::Inside => {
+                let why = format!("it holds {inside} before its manifest");
+                return Err(FetchError::NoGoodCopy(why));
+            }
+            Named::These(named) if !named.contains(inside) => return Ok(()),
+            Named::These(_) | Named::All => {}
         }
         let target = self.dir.join(inside);
         let failed = |source: io::Error| match source.kind() {

@@ -1,5 +1,6 @@
-//! Does a key open what is really stored? What could go wrong: a proof on something else than a backup; so the sealed
-//! archive itself is opened, up to the manifest in it, and that is compared with the one beside it. No more is fetched.
+//! The manifest inside a stored archive: what a sealed backup holds, and the proof that a key opens what is really
+//! stored. What could go wrong: a proof on something else than the backup; so the archive itself is opened, up to the
+//! manifest in it, and that is compared with the one beside it. No more is fetched.
 
 use std::io::{self, Read};
 
@@ -12,7 +13,7 @@ use crate::hint::Hint;
 use crate::manifest::{Manifest, ManifestError};
 
 #[derive(Debug, thiserror::Error)]
-pub enum KeyTestError {
+pub enum InsideError {
     #[error("{0} cannot be opened")]
     Open(String, #[source] OpenError),
     #[error("the manifest beside {0} is damaged")]
@@ -27,7 +28,7 @@ pub enum KeyTestError {
     Manifest(String, #[source] ManifestError),
 }
 
-impl Hint for KeyTestError {
+impl Hint for InsideError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Open(_, e) => e.hint(),
@@ -50,11 +51,11 @@ impl From<TarError> for End {
     }
 }
 
-/// Opens one sealed copy.
-pub fn test(found: &Found<'_>, world: &World<'_>) -> Result<(), KeyTestError> {
+/// Opens one copy and reads its manifest.
+pub fn manifest(found: &Found<'_>, world: &World<'_>) -> Result<Manifest, InsideError> {
     let name = format!("{} in {}", found.entry.name, found.store().name());
-    let beside = found.entry.manifest.as_ref().map_err(|_| KeyTestError::Damaged(name.clone()))?;
-    let plain = found.open_plain(beside, world).map_err(|e| KeyTestError::Open(name.clone(), e))?;
+    let beside = found.entry.manifest.as_ref().map_err(|_| InsideError::Damaged(name.clone()))?;
+    let plain = found.open_plain(beside, world).map_err(|e| InsideError::Open(name.clone(), e))?;
     let wanted = format!("{}/{}", found.entry.name, layout::MANIFEST);
     let walked = walk_archive(plain, |entry: &Entry, body: &mut Body<'_>| {
         if entry.path != wanted.as_bytes() {
@@ -66,13 +67,12 @@ pub fn test(found: &Found<'_>, world: &World<'_>) -> Result<(), KeyTestError> {
     });
     match walked {
         Err(End::Seen(text)) => {
-            let broken = |e| KeyTestError::Manifest(name.clone(), e);
-            let inner = Manifest::read_inner(&text).and_then(|m| Manifest::to_inner(&m)).map_err(broken)?;
-            let same = inner == beside.to_inner().map_err(broken)?;
-            if same { Ok(()) } else { Err(KeyTestError::Other(name)) }
+            let broken = |e| InsideError::Manifest(name.clone(), e);
+            let inner = Manifest::read_inner(&text).map_err(broken)?;
+            if inner.is_told_by(beside) { Ok(inner) } else { Err(InsideError::Other(name)) }
         }
-        Err(End::Torn(e)) => Err(KeyTestError::Torn(name, e)),
-        Err(End::Fault(e)) => Err(KeyTestError::Inside(name, e)),
-        Ok(_) => Err(KeyTestError::Other(name)),
+        Err(End::Torn(e)) => Err(InsideError::Torn(name, e)),
+        Err(End::Fault(e)) => Err(InsideError::Inside(name, e)),
+        Ok(_) => Err(InsideError::Other(name)),
     }
 }
