@@ -29,6 +29,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether it shrank, and nobody has said that this is right.
+    pub fn has_open_anomaly(&self) -> bool {
+        !self.accepted && self.manifest.as_ref().is_ok_and(|m| !m.anomalies.is_empty())
+    }
+
     /// Whether its stored bytes, as the manifest has them, were found good.
     pub fn is_verified(&self) -> bool {
         let stored = self.manifest.as_ref().ok().and_then(|m| m.sha256.as_deref());

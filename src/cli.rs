@@ -7,7 +7,9 @@ mod config;
 mod inspect;
 mod key;
 mod manual;
+mod mark;
 mod places;
+mod prune;
 mod recover;
 mod restore;
 mod session;
@@ -42,6 +44,11 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Restore(a) => restore::run(&cli.global, a, sink),
         Command::Recover => recover::run(&cli.global, sink),
         Command::Guardian(a) => recover::guardian(&cli.global, a, sink),
+        Command::Prune(a) => prune::run(&cli.global, a, sink),
+        Command::Undelete(a) => mark::undelete(&cli.global, a, sink),
+        Command::Pin(a) => mark::pin(&cli.global, a, sink),
+        Command::Unpin(a) => mark::unpin(&cli.global, a, sink),
+        Command::Accept(a) => mark::accept(&cli.global, a, sink),
         Command::Sync(a) => sync::run(&cli.global, a, sink),
         Command::Store(a) => store::run(&cli.global, a, sink),
         Command::Config(a) => config::run(&cli.global, a, sink),

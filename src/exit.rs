@@ -62,13 +62,24 @@ pub struct Verdict {
     pub all_delivered: bool,
     /// Every container that was held runs again.
     pub all_released: bool,
+    /// No component shrank to under half.
+    pub as_before: bool,
+    /// What the rules let go could be deleted.
+    pub all_pruned: bool,
 }
 
 impl From<Verdict> for Exit {
     fn from(v: Verdict) -> Self {
         match v {
             Verdict { committed: false, .. } => Self::Failed,
-            Verdict { all_captured: true, all_delivered: true, all_released: true, .. } => Self::Ok,
+            Verdict {
+                all_captured: true,
+                all_delivered: true,
+                all_released: true,
+                as_before: true,
+                all_pruned: true,
+                ..
+            } => Self::Ok,
             _ => Self::Partial,
         }
     }
@@ -80,14 +91,16 @@ mod tests {
 
     #[test]
     fn only_a_whole_backup_in_every_store_is_ok() {
-        for bits in 0..16u8 {
+        for bits in 0..64u8 {
             let v = Verdict {
                 committed: bits & 1 > 0,
                 all_captured: bits & 2 > 0,
                 all_delivered: bits & 4 > 0,
                 all_released: bits & 8 > 0,
+                as_before: bits & 16 > 0,
+                all_pruned: bits & 32 > 0,
             };
-            let want = match (v.committed, v.all_captured && v.all_delivered && v.all_released) {
+            let want = match (v.committed, bits | 1 == 63) {
                 (false, _) => 1,
                 (true, true) => 0,
                 (true, false) => 2,

@@ -42,6 +42,16 @@ impl BackupName {
         &self.0
     }
 
+    /// The moment that it names.
+    pub fn time(&self) -> Timestamp {
+        let digits = self.0.trim_start_matches(PREFIX);
+        // Every name was parsed once; one that no calendar has is from the beginning of time.
+        civil::DateTime::strptime("%Y%m%d_%H%M%S", digits)
+            .ok()
+            .and_then(|t| t.to_zoned(TimeZone::UTC).ok())
+            .map_or(Timestamp::UNIX_EPOCH, |t| t.timestamp())
+    }
+
     /// File name of the unsealed archive.
     pub fn archive(&self) -> String {
         format!("{}.tar.gz", self.0)
@@ -237,6 +247,7 @@ mod tests {
         let n = BackupName::at(t);
         assert_eq!(n.as_str(), "tars-backup-20260329_003005");
         assert_eq!(n.as_str().parse::<BackupName>().unwrap(), n);
+        assert_eq!(n.time(), t);
         assert_eq!(BackupName::of_object("tars-backup-20260329_003005.tar.gz.sha256"), Some(n));
     }
 

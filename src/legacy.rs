@@ -37,6 +37,7 @@ pub fn outside(name: BackupName, bytes: u64, sha256: String) -> Manifest {
         skip: Vec::new(),
         expected_components: Vec::new(),
         state: State::Complete,
+        anomalies: Vec::new(),
         encryption: Encryption::default(),
         details: BTreeMap::new(),
         legacy: true,

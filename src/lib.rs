@@ -22,10 +22,12 @@ pub mod secret;
 pub mod units;
 
 // Floor 1, decisions and formats: pure.
+pub mod anomaly;
 pub mod config;
 pub mod format;
 pub mod keys;
 pub mod redact;
+pub mod retention;
 
 // Floor 2, seams: the only code that touches the world.
 pub mod archive;

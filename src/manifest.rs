@@ -141,6 +141,9 @@ pub struct Manifest {
     pub skip: Vec<String>,
     pub expected_components: Vec<String>,
     pub state: State,
+    /// Components that shrank to under half of what the backup before them had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub anomalies: Vec<String>,
     pub encryption: Encryption,
     /// One entry per component that was asked for, failed ones included.
     pub details: BTreeMap<String, Component>,
@@ -234,6 +237,7 @@ impl Manifest {
                     &self.only,
                     &self.skip,
                     &self.expected_components,
+                    &self.anomalies,
                     &self.encryption.recipients,
                 ];
                 let single = single.into_iter().chain(&self.encryption.method);
@@ -289,11 +293,12 @@ impl Manifest {
 
     /// Whether `--latest` may choose it: nothing critical missing, and not a run of hand-picked components.
     pub fn counts(&self) -> bool {
-        !self.legacy
-            && self.state != State::Partial
-            && self.only.is_empty()
-            && self.skip.is_empty()
-            && !self.tags.iter().any(|t| t == "pre-restore")
+        !self.legacy && self.state != State::Partial && !self.is_handpicked()
+    }
+
+    /// Whether it holds only what somebody chose for an occasion.
+    pub fn is_handpicked(&self) -> bool {
+        !self.only.is_empty() || !self.skip.is_empty() || self.tags.iter().any(|t| t == "pre-restore")
     }
 }
 
@@ -366,6 +371,7 @@ pub(crate) mod tests {
             skip: vec![],
             expected_components: vec!["postgres".into()],
             state: State::Complete,
+            anomalies: vec![],
             encryption: Encryption::default(),
             details: BTreeMap::new(),
             legacy: false,

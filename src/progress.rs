@@ -29,6 +29,17 @@ pub enum What {
     RestoreFailed,
     RestoreFinished,
     StoreInitialised,
+    AnomalyFound,
+    AnomalyAccepted,
+    PruneTrashed,
+    PruneDeleted,
+    PruneSwept,
+    PruneHalted,
+    PruneFailed,
+    TrashUndone,
+    PinSet,
+    PinCleared,
+    Promoted,
     Waiting,
 }
 
@@ -58,6 +69,17 @@ impl What {
             Self::RestoreFailed => "restore.failed",
             Self::RestoreFinished => "restore.finished",
             Self::StoreInitialised => "store.initialised",
+            Self::AnomalyFound => "anomaly.found",
+            Self::AnomalyAccepted => "anomaly.accepted",
+            Self::PruneTrashed => "prune.trashed",
+            Self::PruneDeleted => "prune.deleted",
+            Self::PruneSwept => "prune.swept",
+            Self::PruneHalted => "prune.halted",
+            Self::PruneFailed => "prune.failed",
+            Self::TrashUndone => "trash.undone",
+            Self::PinSet => "pin.set",
+            Self::PinCleared => "pin.cleared",
+            Self::Promoted => "backup.promoted",
             Self::Waiting => "lock.waiting",
         }
     }
@@ -69,8 +91,9 @@ impl What {
             | Self::RunFailed
             | Self::VerifyBad
             | Self::RestoreFailed
+            | Self::PruneFailed
             | Self::ContainerLeft => Level::Error,
-            Self::Warning | Self::LeftoverRemoved => Level::Warn,
+            Self::Warning | Self::LeftoverRemoved | Self::AnomalyFound | Self::PruneHalted => Level::Warn,
             _ => Level::Info,
         }
     }

@@ -65,6 +65,8 @@ pub struct Kind {
     critical: bool,
     /// Part of tiers whose components are "default", unless the configuration says otherwise.
     on_by_default: bool,
+    /// Told when it shrinks to under half, unless the configuration says otherwise.
+    watched: bool,
     /// Asks the table of a source for everything that it may hold.
     read: fn(&Name, &Section<'_>, Limits) -> Box<dyn Source>,
     /// Reads one stored member of this kind and compares it with the facts.
@@ -349,6 +351,8 @@ pub struct Configured {
     pub critical: bool,
     /// Part of a tier whose components are "default".
     pub on_by_default: bool,
+    /// Whether it is an anomaly when it shrinks to under half.
+    pub watched: bool,
     pub limits: Limits,
     /// Containers or services that a restore stops meanwhile, beside those that Compose says depend on it.
     pub dependents: Vec<String>,
@@ -397,6 +401,11 @@ fn read_as(name: &Name, s: &Section<'_>, kind_name: &'static str, kind: &Kind) -
     let critical = s.flag("critical", kind.critical, "Without it a backup is partial, not only degraded");
     let on_by_default =
         s.flag("on_by_default", kind.on_by_default, "Part of tiers whose components are \"default\"");
+    let watched = s.flag(
+        "anomaly",
+        kind.watched,
+        "An anomaly, if it is empty or under half of what it was: then nothing is pruned until it is accepted",
+    );
     let limits = Limits {
         total: s.duration_or("timeout", Duration::from_secs(6 * 3600), "Longest time for the whole capture"),
         idle: s.duration_or("idle_timeout", Duration::from_secs(300), "Longest time without any progress"),
@@ -406,7 +415,16 @@ fn read_as(name: &Name, s: &Section<'_>, kind_name: &'static str, kind: &Kind) -
         "Containers or services that a restore stops meanwhile, beside those that Compose says depend on it",
     );
     let source = (kind.read)(name, s, limits);
-    Configured { name: name.clone(), kind: kind_name, critical, on_by_default, limits, dependents, source }
+    Configured {
+        name: name.clone(),
+        kind: kind_name,
+        critical,
+        on_by_default,
+        watched,
+        limits,
+        dependents,
+        source,
+    }
 }
 
 fn find_kind(word: &str) -> Option<(&'static str, &'static Kind)> {

@@ -19,6 +19,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -103,6 +104,18 @@ pub enum Refusal {
 impl StoreError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+
+    /// Whether nothing is wrong but that there is no room.
+    pub fn is_full(&self) -> bool {
+        let full = |e: &std::io::Error| {
+            matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+        };
+        match self {
+            Self::Refused { refusal, .. } => *refusal == Refusal::Full,
+            Self::Io { source, .. } => full(source),
+            _ => false,
+        }
     }
 
     /// Whether it may be over tomorrow without anybody changing the configuration.
@@ -251,6 +264,9 @@ pub trait Store: Send + Sync {
         moved: &dyn Fn(u64),
     ) -> Result<(), StoreError>;
 
+    /// When an object was last written, by the clock of the store; None where it does not tell.
+    fn modified(&self, object: &str, cancel: &Cancel) -> Result<Option<Timestamp>, StoreError>;
+
     /// Removes an object; one that is not there is no error.
     fn delete(&self, object: &str) -> Result<(), StoreError>;
 
@@ -361,7 +377,7 @@ pub fn claim(
     store: &dyn Store,
     owner: &Owner,
     how: Claim,
-    now: jiff::Timestamp,
+    now: Timestamp,
     guide: &str,
     cancel: &Cancel,
 ) -> Result<(), StoreError> {

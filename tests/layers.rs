@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the crate, lowest floor first.
 const FLOORS: [&[&str]; 5] = [
     &["cancel", "exit", "hint", "id", "legacy", "manifest", "progress", "secret", "units"],
-    &["config", "format", "keys", "redact"],
+    &["anomaly", "config", "format", "keys", "redact", "retention"],
     &[
         "archive",
         "catalog",

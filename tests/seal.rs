@@ -377,19 +377,16 @@ fn credentials_that_this_host_lacks_are_encrypted_anew_for_it() {
 #[test]
 fn beside_a_sealed_archive_nothing_tells_what_is_in_it() {
     let home = Home::new();
-    let key = home.at("key.txt");
+    let (key, db, papers) = (home.at("key.txt"), home.at("db"), home.at("papers"));
     let recipient = sh(&format!("age-keygen -o '{key}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
-    sh(&format!("cd '{}'; mkdir papers; echo 1 > papers/a; echo 2 > papers/b", home.at("")));
+    sh(&format!("mkdir '{papers}'; echo 1 > '{papers}/a'; echo 2 > '{papers}/b'"));
     sh(&format!(
         "sqlite3 '{}' 'create table hidden_table (x); insert into hidden_table values (7)'",
         home.at("db")
     ));
     let home = home
-        .source("data", &format!("type = \"sqlite\"\npath = \"{}\"", home.at("db")))
-        .source(
-            "nas",
-            &format!("type = \"directory\"\npath = \"{}\"\nmode = \"inventory\"", home.at("papers")),
-        )
+        .source("data", &format!("type = \"sqlite\"\npath = \"{db}\""))
+        .source("nas", &format!("type = \"directory\"\npath = \"{papers}\"\nmode = \"inventory\""))
         .extra(&format!("[encryption]\nrecipients = [\"{recipient}\"]\nseal = \"always\""))
         .ready();
     home.tars(&["backup"]).expect(0);
@@ -407,11 +404,11 @@ fn beside_a_sealed_archive_nothing_tells_what_is_in_it() {
     home.tars(&["verify", &first, "--deep", "--identity", &key]).expect(0);
 
     // A source that compares itself with the run before does so all the same.
-    sh(&format!("rm '{}/b'; sqlite3 '{}' 'delete from hidden_table'", home.at("papers"), home.at("db")));
+    sh(&format!("rm '{papers}/b'; sqlite3 '{db}' 'delete from hidden_table'"));
     sh("sleep 1.1");
     home.tars(&["backup"]).expect(0).says("differs from the last run: 2 files");
     home.tars(&["restore", &first, "--component", "data", "--yes", "--identity", &key]).expect(0);
-    assert_eq!(sh(&format!("sqlite3 '{}' 'select x from hidden_table'", home.at("db"))), "7\n");
+    assert_eq!(sh(&format!("sqlite3 '{db}' 'select x from hidden_table'")), "7\n");
 
     // The manifest inside is what is believed, and only when it is the one of this sidecar.
     let sidecar = home.path(&format!("store/daily/{first}.manifest.json"));

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use log::LevelFilter;
 
 use crate::units;
@@ -61,6 +64,16 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Undo what a killed run left: containers that it held, files that it staged
     Recover,
+    /// Show what retention lets go, and why; delete it with --confirm
+    Prune(PruneArgs),
+    /// Take a backup out of the trash
+    Undelete(OneArgs),
+    /// Keep a backup whatever the rules say
+    Pin(PinArgs),
+    /// Leave a backup to the rules again
+    Unpin(OneArgs),
+    /// Say that a backup with an anomaly is right as it is
+    Accept(OneArgs),
     /// Bring what waits in the spool to the stores that still lack it
     Sync(SyncArgs),
     /// Prepare and test stores
@@ -188,6 +201,12 @@ pub struct BackupArgs {
     /// Mark the backup with a word (repeatable)
     #[arg(long, value_delimiter = ',', value_parser = parse_tag)]
     pub tag: Vec<String>,
+    /// Keep it whatever the rules say
+    #[arg(long, conflicts_with = "output_dir")]
+    pub pin: bool,
+    /// Keep it until the end of this day (UTC), such as 2027-01-31, or until this moment
+    #[arg(long, value_name = "DATE", value_parser = parse_until, requires = "pin")]
+    pub until: Option<Timestamp>,
     /// Wait this long for another run to end, such as 12h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub wait: Option<Duration>,
@@ -201,6 +220,9 @@ pub struct ListArgs {
     /// Only this tier
     #[arg(long)]
     pub tier: Option<String>,
+    /// What is in the trash
+    #[arg(long)]
+    pub trash: bool,
     #[command(flatten)]
     pub place: PlaceArgs,
 }
@@ -272,6 +294,43 @@ pub struct ExtractArgs {
     pub identity: Vec<PathBuf>,
     #[command(flatten)]
     pub place: PlaceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Only this tier
+    #[arg(long)]
+    pub tier: Option<String>,
+    /// Only this store
+    #[arg(long)]
+    pub store: Option<String>,
+    /// Do it; without this nothing is deleted
+    #[arg(long)]
+    pub confirm: bool,
+    /// Wait this long for another run to end, such as 12h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct OneArgs {
+    /// Name of the backup
+    pub backup: String,
+    /// Wait this long for another run to end, such as 12h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    #[command(flatten)]
+    pub one: OneArgs,
+    /// Why; shown by list and prune
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Until the end of this day (UTC), such as 2027-01-31, or until this moment
+    #[arg(long, value_name = "DATE", value_parser = parse_until)]
+    pub until: Option<Timestamp>,
 }
 
 #[derive(Debug, Args)]
@@ -347,6 +406,14 @@ pub enum ConfigAction {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     units::duration(text).ok_or_else(|| "must be a length of time such as 90s, 30m or 12h".to_owned())
+}
+
+fn parse_until(text: &str) -> Result<Timestamp, String> {
+    let day = || text.parse::<Date>().ok()?.tomorrow().ok()?.to_zoned(TimeZone::UTC).ok();
+    let moment = || text.parse::<Timestamp>().ok();
+    day().map(|next| next.timestamp()).or_else(moment).ok_or_else(|| {
+        "must be a day such as 2027-01-31, or a moment such as 2027-01-31T12:00:00Z".to_owned()
+    })
 }
 
 fn parse_tag(text: &str) -> Result<String, String> {

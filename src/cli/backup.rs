@@ -8,6 +8,7 @@ use super::session::{Failed, Session, load};
 use crate::exit::Exit;
 use crate::host::Identity;
 use crate::journal::Sink;
+use crate::marks::Pin;
 use crate::ops::backup::{self, BackupError, Outcome, PlanError, Request};
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
@@ -66,6 +67,7 @@ fn request(args: &BackupArgs) -> Result<Request, Failed> {
         include_models: args.include_models,
         skip_if_present: old.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect(),
         tags: args.tag.clone(),
+        pin: args.pin.then(|| Pin { time: None, reason: None, until: args.until }),
         any_tier: false,
         private: false,
     })

@@ -25,7 +25,7 @@ pub fn list(global: &Global, args: &ListArgs, sink: Sink) -> Result<Exit, Failed
         true => load_optional(global, &session.access)?,
         false => Some(load(global, &session.access)?),
     };
-    let filter = Filter { tier: args.tier.clone(), ..filter(&args.place) };
+    let filter = Filter { tier: args.tier.clone(), trash: args.trash, ..filter(&args.place) };
     let (found, failed) = places::look(&session, setup.as_ref(), &filter, args.place.credentials.as_deref())?;
     let rows = listing::rows(&found, Timestamp::now());
     session.monitor.clear();
@@ -48,7 +48,7 @@ fn is_url(place: &PlaceArgs) -> bool {
 }
 
 fn filter(place: &PlaceArgs) -> Filter {
-    Filter { store: place.store.clone(), tier: None, host: place.host.clone() }
+    Filter { store: place.store.clone(), host: place.host.clone(), ..Filter::default() }
 }
 
 pub(super) fn parse(session: &Session, text: &str) -> Result<Wanted, Failed> {

@@ -154,7 +154,7 @@ fn copies<'a>(
     if let Wanted::File(path) = &wanted {
         return Ok(vec![find::file(path, &session.access.exe, &session.cancel).map_err(|e| wrong(&e))?]);
     }
-    let filter = Filter { store: args.from.clone(), tier: None, host: args.host.clone() };
+    let filter = Filter { store: args.from.clone(), host: args.host.clone(), ..Filter::default() };
     let (found, unreachable) = places::look(session, setup, &filter, args.credentials.as_deref())?;
     for e in &unreachable {
         let hint = e.hint().map_or_else(String::new, |h| format!(" ({h})"));

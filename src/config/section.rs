@@ -210,7 +210,16 @@ impl<'a> Section<'a> {
     }
 
     pub fn duration_or(&self, key: &str, default: Duration, about: &'static str) -> Duration {
-        let shown = Some(json!(units::write_duration(default)));
+        self.duration_with(key, Some(default), about).unwrap_or(default)
+    }
+
+    /// The same where there is no default.
+    pub fn duration(&self, key: &str, about: &'static str) -> Option<Duration> {
+        self.duration_with(key, None, about)
+    }
+
+    fn duration_with(&self, key: &str, default: Option<Duration>, about: &'static str) -> Option<Duration> {
+        let shown = default.map(|d| json!(units::write_duration(d)));
         self.ask(key, about, json!({"type": "string", "examples": ["90s", "30m", "2h"]}), shown, |n| {
             let wanted = "must be a length of time such as \"90s\", \"30m\" or \"2h\"";
             match &n.value {
@@ -222,7 +231,6 @@ impl<'a> Section<'a> {
                 other => Err(format!("{wanted} in quotes, not {}", other.kind())),
             }
         })
-        .unwrap_or(default)
     }
 
     /// A number of bytes, at least `least`.

@@ -1,5 +1,7 @@
 //! Tiers: what is backed up when, to which stores, under which path.
 
+use std::time::Duration;
+
 use super::section::{Section, nearest};
 use crate::id::Name;
 
@@ -11,7 +13,7 @@ pub enum Components {
     These(Vec<String>),
 }
 
-/// How long backups of a tier are kept. Decides nothing by itself: only `prune` deletes.
+/// How long backups of a tier are kept. Decides nothing by itself: `retention` does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Keep {
     /// Calendar months and days.
@@ -33,6 +35,12 @@ pub struct Tier {
     pub path: String,
     pub components: Components,
     pub keep: Keep,
+    /// Days that what a rule lets go lies in the trash, from where it can be had back.
+    pub trash_days: u32,
+    /// Tier whose newest good backup is copied, instead of making one.
+    pub promote_from: Option<String>,
+    /// How old that may be.
+    pub max_age: Option<Duration>,
     /// systemd calendar expression of its timer.
     pub schedule: Option<String>,
 }
@@ -77,7 +85,32 @@ impl Tier {
         };
         let schedule = s.text("schedule", "When its timer fires, as systemd.time(7) writes it");
         let keep = Keep::read(&s.table("keep"));
-        Some(Self { name: parsed?, stores, path, components, keep, schedule })
+        let trash_days =
+            s.whole_or("trash_days", 1, "Days in the trash before what a rule lets go is deleted", 0..=3650);
+        let promote_from = s.text(
+            "promote_from",
+            "Copy the newest complete, verified backup of this tier instead of making one",
+        );
+        let max_age = s.duration("max_age", "An older backup is not promoted: the run fails");
+        if max_age.is_some() && promote_from.is_none() {
+            s.problem(
+                "max_age",
+                "says nothing without promote_from",
+                Some("add promote_from = \"…\"".into()),
+            );
+        }
+        let trash_days = u32::try_from(trash_days).unwrap_or(1);
+        Some(Self {
+            name: parsed?,
+            stores,
+            path,
+            components,
+            keep,
+            trash_days,
+            promote_from,
+            max_age,
+            schedule,
+        })
     }
 }
 
@@ -162,6 +195,15 @@ pub fn check_tiers(
             }
             if let Some((message, hint)) = known("store", store, stores) {
                 section.problem("stores", message, hint);
+            }
+        }
+        if let Some(from) = &tier.promote_from {
+            let names: Vec<&str> =
+                tiers.iter().map(|t| t.name.as_str()).filter(|n| *n != tier.name.as_str()).collect();
+            if let Some((message, hint)) = known("tier", from, &names) {
+                section.problem("promote_from", message, hint);
+            } else if tiers.iter().any(|t| t.name.as_str() == from && t.promote_from.is_some()) {
+                section.problem("promote_from", "names a tier that is itself promoted", None);
             }
         }
         if let Components::These(names) = &tier.components {

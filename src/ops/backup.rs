@@ -4,6 +4,7 @@
 mod capture;
 mod compose;
 mod deliver;
+mod gate;
 mod preview;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::World;
+use super::pins::{self, PinError};
+use super::prune::{self, Plot, PruneError};
 use crate::archive::gzip::Pool;
 use crate::archive::pack::PackError;
 use crate::archive::seal::SealError;
@@ -29,6 +32,7 @@ use crate::hint::{Hint, chain};
 use crate::id::BackupName;
 use crate::last_run::LastRun;
 use crate::manifest::{ComponentState, ManifestError, State};
+use crate::marks::Pin;
 use crate::progress::{Event, What};
 use crate::run_guard::RunGuard;
 use crate::run_journal::RunJournal;
@@ -58,6 +62,8 @@ pub struct Request {
     /// What `only` names need not belong to the tier.
     pub any_tier: bool,
     pub tags: Vec<String>,
+    /// Kept whatever the rules say.
+    pub pin: Option<Pin>,
     /// For ourselves, on this machine: never sealed, whatever the configuration says.
     pub private: bool,
 }
@@ -91,6 +97,15 @@ pub struct BackupPlan<'a> {
     pub selected: Vec<&'a Configured>,
     pub targets: Vec<Target<'a>>,
     request: &'a Request,
+}
+
+impl BackupPlan<'_> {
+    /// Whether it holds only what somebody chose for an occasion.
+    fn is_handpicked(&self) -> bool {
+        let r = self.request;
+        let skips = self.selected.len() < self.expected.len();
+        !r.only.is_empty() || skips || r.tags.iter().any(|t| t == "pre-restore")
+    }
 }
 
 pub struct Target<'a> {
@@ -234,6 +249,12 @@ pub struct Outcome {
     pub duration_ms: u64,
     pub components: Vec<ComponentResult>,
     pub stores: Vec<StoreResult>,
+    /// Components that shrank to under half: somebody has to look.
+    pub anomalies: Vec<String>,
+    /// What was deleted afterwards, per store.
+    pub pruned: Vec<Plot>,
+    /// Why nothing could be deleted at all.
+    pub prune_failure: Option<Failure>,
     /// Containers that were held and could not be brought back: what, why, and what to run.
     pub left_held: Vec<String>,
 }
@@ -268,6 +289,8 @@ impl Outcome {
             all_captured: self.components.iter().all(|c| c.state == ComponentState::Whole),
             all_delivered: self.stores.iter().all(|s| s.receipt.is_some()),
             all_released: self.left_held.is_empty(),
+            as_before: self.anomalies.is_empty(),
+            all_pruned: self.prune_failure.is_none() && self.pruned.iter().all(|p| p.failure.is_none()),
         }
     }
 }
@@ -289,6 +312,17 @@ pub enum BackupError {
     Seal(SealError),
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Pin(PinError),
+}
+
+impl From<PinError> for BackupError {
+    fn from(e: PinError) -> Self {
+        match e {
+            PinError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Pin(e),
+        }
+    }
 }
 
 impl From<SealError> for BackupError {
@@ -316,6 +350,7 @@ impl Hint for BackupError {
             Self::Pack(e) => e.hint(),
             Self::Seal(e) => e.hint(),
             Self::Spool(e) => e.hint(),
+            Self::Pin(e) => e.hint(),
             _ => None,
         }
     }
@@ -380,6 +415,9 @@ fn run_with(
         duration_ms: millis(started.elapsed()),
         components,
         stores,
+        anomalies: Vec::new(),
+        pruned: Vec::new(),
+        prune_failure: None,
         left_held: Vec::new(),
     };
     // What is captured tonight is worth keeping where a store may come back; else no service is held for nothing.
@@ -401,17 +439,41 @@ fn run_with(
     let bytes =
         captured.iter().filter_map(|c| c.outcome.as_ref().ok()).flat_map(|c| &c.staged).map(|s| s.bytes);
     let bench = Bench::prepare(setup, plan, bytes.sum(), &staging, &name, world);
-    let (manifest, packed) = compose::pack_all(plan, &mut captured, &staging, &bench, &name, time, world)?;
+    let anomalies = gate::check(plan, &captured, &usable, world)?;
+    let (manifest, packed) =
+        compose::pack_all(plan, &mut captured, &anomalies, &staging, &bench, &name, time, world)?;
     let components = captured.iter().map(|c| compose::result_of(c, world)).collect();
     staging.drop_components(captured.iter().map(|c| c.configured.name.as_str()));
     let shipment = Shipment::prepare(setup, plan, &manifest, packed, bench, &stores, world)?;
     for failed in &mut stores {
         failed.spooled = shipment.is_spooled();
     }
-    stores.extend(deliver::all(&usable, &manifest, &shipment, world)?);
+    if let Some(pin) = &plan.request.pin {
+        let stores: Vec<&str> = plan.targets.iter().map(|t| t.store().name()).collect();
+        pins::note(setup, &name, &Pin { time: Some(time), ..pin.clone() }, &stores)?;
+    }
+    // After such a run nothing old is deleted: it may be all that is left.
+    let may_prune = !plan.is_handpicked() && manifest.state != State::Partial && anomalies.is_empty();
+    let make_room = |store: &str| {
+        may_prune && prune::make_room(setup, plan.tier, store, &name, world).unwrap_or_default()
+    };
+    stores.extend(deliver::all(&usable, &manifest, &shipment, &make_room, world)?);
+    if plan.request.pin.is_some() {
+        pins::settle(setup, world)?;
+    }
     if manifest.counts() && stores.iter().any(|s| s.receipt.is_some()) {
         // Without it the next run asks the stores.
         let _ = LastRun::of(&setup.agent.state_dir, &tier).note(&manifest);
+    }
+    let have: Vec<&str> = stores.iter().filter(|s| s.receipt.is_some()).map(|s| s.store.as_str()).collect();
+    let (mut pruned, mut prune_failure) = (Vec::new(), None);
+    if may_prune && !have.is_empty() && plan.targets.iter().all(Target::is_configured) {
+        world.monitor.phase("pruning", None);
+        match prune::after_run(setup, plan.tier, &name, &have, world) {
+            Ok(plots) => pruned = plots,
+            Err(PruneError::Interrupted(i)) => return Err(i.into()),
+            Err(e) => prune_failure = Some(Failure::of(&e, world)),
+        }
     }
     let packed = shipment.packed();
     Ok(Outcome {
@@ -423,6 +485,9 @@ fn run_with(
         duration_ms: millis(started.elapsed()),
         components,
         stores,
+        anomalies: anomalies.iter().map(ToString::to_string).collect(),
+        pruned,
+        prune_failure,
         left_held: Vec::new(),
     })
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::World;
 use crate::archive::seal::{SealError, unseal};
 use crate::cancel::Cancel;
-use crate::catalog::{self, Entry};
+use crate::catalog::{self, Entry, Listing};
 use crate::hint::Hint;
 use crate::id::BackupName;
 use crate::keyring::KeyError;
@@ -44,6 +44,8 @@ pub struct Filter {
     pub store: Option<String>,
     pub tier: Option<String>,
     pub host: Option<String>,
+    /// What is in the trash, and nothing else; it counts nowhere.
+    pub trash: bool,
 }
 
 /// A backup in one place.
@@ -208,7 +210,7 @@ fn of_store<'a>(
         let dir = store::tier_dir(store, host, &tier.path);
         for entry in catalog::list(store, &dir, cancel)? {
             cancel.check()?;
-            if is_of(&entry, filter.host.as_deref()) {
+            if is_of(&entry, filter.host.as_deref()) && entry.trash.is_some() == filter.trash {
                 let tier = tier.name.to_string();
                 found.push(Found { store: StoreRef::Configured(store), dir: dir.clone(), tier, entry });
             }
@@ -220,6 +222,45 @@ fn of_store<'a>(
 fn is_of(entry: &Entry, host: Option<&str>) -> bool {
     let made_by = entry.manifest.as_ref().map(|m| m.host.as_str()).ok();
     host.is_none_or(|h| made_by == Some(h))
+}
+
+/// Every copy of one backup in the stores of the configuration, also one in the trash; and the stores that could not be
+/// looked at.
+pub fn copies_of<'a>(
+    setup: &'a Setup,
+    name: &BackupName,
+    cancel: &Cancel,
+) -> Result<(Vec<Found<'a>>, Vec<(String, StoreError)>), FindError> {
+    let (mut found, mut failed) = (Vec::new(), Vec::new());
+    for store in setup.stores.iter().map(AsRef::as_ref) {
+        match store.reach(cancel).and_then(|()| copies_in(setup, store, name, cancel)) {
+            Ok(copies) => found.extend(copies),
+            Err(StoreError::Interrupted(i)) => return Err(StoreError::Interrupted(i).into()),
+            Err(e) => failed.push((store.name().to_owned(), e)),
+        }
+    }
+    Ok((found, failed))
+}
+
+/// The same in one store, which must be there.
+pub fn copies_in<'a>(
+    setup: &Setup,
+    store: &'a dyn Store,
+    name: &BackupName,
+    cancel: &Cancel,
+) -> Result<Vec<Found<'a>>, StoreError> {
+    let mut found = Vec::new();
+    for tier in &setup.tiers {
+        let dir = store::tier_dir(store, &setup.host, &tier.path);
+        let listing = Listing::of(store, &dir, cancel)?;
+        if let Some(entry) =
+            listing.names().contains(name).then(|| listing.entry(name.clone())).transpose()?.flatten()
+        {
+            let tier = tier.name.to_string();
+            found.push(Found { store: StoreRef::Configured(store), dir: dir.clone(), tier, entry });
+        }
+    }
+    Ok(found)
 }
 
 /// Deeper than any path of a tier; a loop of links ends there.
@@ -257,7 +298,7 @@ pub fn everywhere(
             );
         }
         for entry in catalog::list(store.as_ref(), &dir, cancel)? {
-            if is_of(&entry, host) {
+            if is_of(&entry, host) && entry.trash.is_none() {
                 let tier = dir.strip_prefix(&home).unwrap_or(&dir).trim_start_matches('/').to_owned();
                 found.push(Found { store: StoreRef::Named(store.clone()), dir: dir.clone(), tier, entry });
             }

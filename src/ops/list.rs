@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::find::Found;
 use crate::id::BackupName;
-use crate::marks::Verified;
+use crate::marks::{Pin, Trash, Verified};
 
 #[derive(Debug, Serialize)]
 pub struct Row {
@@ -32,6 +32,13 @@ pub struct Row {
     pub tags: Vec<String>,
     /// Oldest mark of all its copies: when the least looked-at copy was last found good.
     pub verified: Option<Verified>,
+    /// Of any copy that is pinned.
+    pub pinned: Option<Pin>,
+    /// Components that had shrunk to under half.
+    pub anomalies: Vec<String>,
+    /// Whether somebody has said that this is right.
+    pub accepted: bool,
+    pub trash: Option<Trash>,
     /// `--latest` would choose it.
     pub latest: bool,
 }
@@ -48,6 +55,8 @@ pub fn rows(found: &[Found<'_>], now: Timestamp) -> Vec<Row> {
         );
         if let Some(row) = grouped.get_mut(&key) {
             row.stores.push(f.store().name().to_owned());
+            row.pinned = row.pinned.take().or_else(|| f.entry.pin.clone());
+            row.accepted &= f.entry.accepted;
             row.sealed |= f.entry.manifest.as_ref().is_ok_and(|m| m.encryption.is_sealed());
             row.verified = match (row.verified.take(), f.entry.verified.clone()) {
                 (Some(a), Some(b)) => Some(if a.time <= b.time { a } else { b }),
@@ -60,6 +69,7 @@ pub fn rows(found: &[Found<'_>], now: Timestamp) -> Vec<Row> {
     let mut rows: Vec<Row> = grouped.into_values().collect();
     let latest = found
         .iter()
+        .filter(|f| f.entry.trash.is_none())
         .filter(|f| f.entry.manifest.as_ref().is_ok_and(crate::manifest::Manifest::counts))
         .map(|f| &f.entry.name)
         .max();
@@ -92,6 +102,10 @@ fn row(f: &Found<'_>, damage: Option<String>, now: Timestamp) -> Row {
         skip: manifest.map(|m| m.skip.clone()).unwrap_or_default(),
         tags: manifest.map(|m| m.tags.clone()).unwrap_or_default(),
         verified: f.entry.verified.clone(),
+        pinned: f.entry.pin.clone(),
+        anomalies: manifest.map(|m| m.anomalies.clone()).unwrap_or_default(),
+        accepted: f.entry.accepted,
+        trash: f.entry.trash.clone(),
         latest: false,
     }
 }

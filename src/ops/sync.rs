@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::World;
 use super::backup::{Failure, bring, committed};
+use super::pins::{self, PinError};
 use crate::cancel::Interrupted;
 use crate::delivery::{Attempt, Place, Receipt};
 use crate::hint::{Hint, chain};
@@ -49,12 +50,24 @@ pub enum SyncError {
     Interrupted(#[from] Interrupted),
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Pins(PinError),
+}
+
+impl From<PinError> for SyncError {
+    fn from(e: PinError) -> Self {
+        match e {
+            PinError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Pins(e),
+        }
+    }
 }
 
 impl Hint for SyncError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Spool(e) => e.hint(),
+            Self::Pins(e) => e.hint(),
             Self::Interrupted(_) => None,
         }
     }
@@ -70,6 +83,9 @@ pub fn run(setup: &Setup, _guard: &RunGuard, world: &World<'_>) -> Result<Outcom
             Ok(entry) => of_entry(entry, setup, world, &mut outcome)?,
             Err(e) => outcome.unreadable.push(Failure::of(&e, world)),
         }
+    }
+    for (_, e) in pins::settle(setup, world)? {
+        outcome.unreadable.push(Failure::of(&e, world));
     }
     Ok(outcome)
 }

@@ -8,6 +8,8 @@ use crate::manifest::{ComponentState, Manifest};
 use crate::marks::Depth;
 use crate::ops::backup::{Outcome, Preview};
 use crate::ops::list::Row;
+use crate::ops::mark;
+use crate::ops::prune::{DeedKind, Plot};
 use crate::ops::restore::{Fate, RestoreOutcome, RestorePlan};
 use crate::ops::sync;
 use crate::units::{show_bytes, show_duration};
@@ -63,6 +65,18 @@ pub fn list(rows: &[Row]) -> String {
             |v| format!("{}{}", v.time, if v.depth == Depth::Deep { " (deep)" } else { "" }),
         );
         let mut remarks: Vec<String> = r.tags.iter().map(|t| format!("#{t}")).collect();
+        if let Some(pin) = &r.pinned {
+            remarks
+                .push(pin.until.map_or_else(|| "pinned".to_owned(), |until| format!("pinned until {until}")));
+        }
+        if !r.anomalies.is_empty() {
+            let accepted = if r.accepted { " (accepted)" } else { "" };
+            remarks.push(format!("anomaly: {}{accepted}", r.anomalies.join(",")));
+        }
+        if let Some(trash) = &r.trash {
+            let since = trash.time.map_or_else(String::new, |t| format!(" since {t}"));
+            remarks.push(format!("in the trash{since}: {}", trash.reason));
+        }
         if r.latest {
             remarks.insert(0, "latest".to_owned());
         }
@@ -151,7 +165,14 @@ pub fn preview(p: &Preview) -> String {
         cells.push(vec![s.name.clone(), s.location.clone(), s.path.clone(), free]);
     }
     out.push_str(&table(&cells));
-    out.push_str("\nRetention: this version deletes nothing; every backup is kept.\n");
+    for plot in &p.retention {
+        let what = match (&plot.halted, plot.deeds.len()) {
+            (Some(why), _) => format!("nothing would be deleted: {why}"),
+            (None, 0) => "nothing would be deleted".to_owned(),
+            (None, n) => format!("{n} would go (tars-backup prune shows which)"),
+        };
+        out.push_str(&format!("\nRetention in {}: {what}\n", plot.store));
+    }
     let failed = p.components.iter().map(|c| (&c.name, &c.error, &c.hint));
     let failed = failed.chain(p.stores.iter().map(|s| (&s.name, &s.error, &s.hint)));
     for (name, error, hint) in failed {
@@ -246,7 +267,85 @@ pub fn outcome(o: &Outcome) -> String {
         out.push_str(&format!("  it waits in the spool for {}\n", waits.join(", ")));
         out.push_str("    hint: tars-backup sync\n");
     }
+    if !o.anomalies.is_empty() {
+        let name = o.name.as_ref().map(ToString::to_string).unwrap_or_default();
+        out.extend(o.anomalies.iter().map(|a| format!("  anomaly: {a}\n")));
+        out.push_str(&format!(
+            "    hint: nothing is pruned until somebody has looked; if it is right: tars-backup accept {name}\n"
+        ));
+    }
+    out.push_str(&pruned(&o.pruned));
+    if let Some(f) = &o.prune_failure {
+        out.push_str(&format!("  nothing was pruned: {}\n", f.error));
+        out.extend(f.hint.iter().map(|h| format!("    hint: {h}\n")));
+    }
     out.extend(o.left_held.iter().map(|text| format!("  {text}\n")));
+    out
+}
+
+/// What goes and what stays, and why. `done`: it was to be done; else it is only told.
+pub fn prune(plots: &[Plot], done: bool) -> String {
+    let mut out = String::new();
+    for p in plots {
+        out.push_str(&format!("Tier {} in {} ({})\n", p.tier, p.store, p.dir));
+        let mut cells = Vec::new();
+        for line in &p.decisions {
+            let verb = if line.keep { "keep" } else { "trash" };
+            cells.push(vec![format!("  {verb}"), line.name.to_string(), line.reasons.join(", ")]);
+        }
+        for deed in p.deeds.iter().filter(|d| d.what != DeedKind::Trash) {
+            cells.push(vec!["  delete".to_owned(), deed.name.to_string(), deed.reason.clone()]);
+        }
+        out.push_str(&table(&cells));
+        match (&p.halted, &p.failure) {
+            (_, Some(f)) => {
+                out.push_str(&format!("  failed: {}\n", f.error));
+                out.extend(f.hint.iter().map(|h| format!("    hint: {h}\n")));
+            }
+            (Some(why), None) => out.push_str(&format!("  nothing is deleted here: {why}\n")),
+            (None, None) => {}
+        }
+        let (count, total) = (p.done().count(), p.deeds.len());
+        match (done, total) {
+            (_, 0) => {}
+            (true, _) => out.push_str(&format!("  done: {count} of {total}\n")),
+            (false, _) => {
+                out.push_str(&format!("  {total} would go; to do it: tars-backup prune --confirm\n"))
+            }
+        }
+        out.push('\n');
+    }
+    if out.is_empty() {
+        out.push_str("No tier has a store\n");
+    }
+    out
+}
+
+/// What a run deleted, in one line per store.
+fn pruned(plots: &[Plot]) -> String {
+    let mut out = String::new();
+    for p in plots {
+        let count = p.done().count();
+        if let Some(f) = &p.failure {
+            out.push_str(&format!("  pruning of {} failed: {}\n", p.store, f.error));
+            out.extend(f.hint.iter().map(|h| format!("    hint: {h}\n")));
+        } else if count > 0 {
+            out.push_str(&format!("  pruned {count} in {}\n", p.store));
+        }
+    }
+    out
+}
+
+/// Who was told a person's word.
+pub fn mark(o: &mark::Outcome) -> String {
+    let mut out = String::new();
+    if !o.told.is_empty() {
+        out.push_str(&format!("{}: done in {}\n", o.name, o.told.join(", ")));
+    }
+    for n in &o.failed {
+        out.push_str(&format!("{}: not in {}: {}\n", o.name, n.store, n.failure.error));
+        out.extend(n.failure.hint.iter().map(|h| format!("  hint: {h}\n")));
+    }
     out
 }
 

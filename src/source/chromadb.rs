@@ -30,7 +30,7 @@ use crate::target::Target;
 use beside::{Beside, VECTOR_LIST, check};
 use server::{COMING_UP, collections, lacks};
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
 
 /// Copies until one is not of a moment at which the server wrote vectors, and the rest between two of them.
 const ATTEMPTS: usize = 8;

@@ -16,7 +16,7 @@ use crate::process::{Process, Request};
 use crate::secret::SecretRef;
 use crate::staging::Stage;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
 
 struct Command {
     argv: Vec<String>,

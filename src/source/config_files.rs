@@ -25,7 +25,7 @@ use crate::redact::{Input, redact};
 use crate::staging::Stage;
 use crate::target::Work;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
 
 /// A configuration file larger than this is not one.
 const MAX_BYTES: u64 = 16 << 20;

@@ -20,7 +20,7 @@ use crate::staging::Stage;
 use crate::target::{Target, TreeTarget};
 use std::io::Write;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -91,7 +91,8 @@ impl Directory {
         let staged = file.finish().map_err(SourceError::write(&member))?;
         Ok(Capture {
             staged: vec![staged],
-            bytes_in: 0,
+            // What is there, though it was not read: an anomaly is told by it.
+            bytes_in: report.bytes,
             files: report.files,
             consistency: "inventory",
             warnings,

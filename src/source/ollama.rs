@@ -23,7 +23,7 @@ use crate::manifest::Component;
 use crate::staging::Stage;
 use crate::target::Target;
 
-pub const KIND: Kind = Kind { critical: false, on_by_default: false, read, check, restore };
+pub const KIND: Kind = Kind { critical: false, on_by_default: false, watched: true, read, check, restore };
 
 /// Where the image keeps its data.
 const DEFAULT_PATH: &str = "/root/.ollama";

@@ -27,7 +27,7 @@ use crate::secret::SecretRef;
 use crate::staging::Stage;
 use crate::target::Target;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
 
 struct Postgres {
     name: Name,

@@ -32,7 +32,7 @@ use server::Server;
 use settings::{fact, first_part, list_of_first_part, list_of_parts};
 use target::RedisTarget;
 
-pub const KIND: Kind = Kind { critical: false, on_by_default: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: false, on_by_default: true, watched: false, read, check, restore };
 
 struct Redis {
     name: Name,

@@ -19,7 +19,7 @@ use crate::manifest::Component;
 use crate::staging::Stage;
 use crate::target::{SqliteTarget, Target};
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, read, check, restore };
+pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
 
 struct Sqlite {
     name: Name,

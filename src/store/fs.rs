@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
@@ -294,6 +295,12 @@ impl Store for FsStore {
         }
         written?;
         sync_dir(dir).map_err(fail)
+    }
+
+    fn modified(&self, object: &str, _: &Cancel) -> Result<Option<Timestamp>, StoreError> {
+        let time = std::fs::metadata(self.path(object)?).and_then(|m| m.modified());
+        let time = time.map_err(|e| self.error("look at", object, e))?;
+        Ok(Timestamp::try_from(time).ok())
     }
 
     fn delete(&self, object: &str) -> Result<(), StoreError> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use opendal::{Buffer, EntryMode, ErrorKind, Metadata, Operator, Writer};
 use tokio::runtime::Handle;
 
@@ -475,6 +476,15 @@ impl Store for Remote {
             }
             None => Err(StoreError::ReadBack { store: self.name.clone(), object: object.to_owned() }),
         }
+    }
+
+    fn modified(&self, object: &str, cancel: &Cancel) -> Result<Option<Timestamp>, StoreError> {
+        let key = self.key("look at", object)?;
+        let operator = self.operator()?;
+        let meta = self.wait(unless(cancel, operator.stat(&key)));
+        let meta = meta.map_err(|stop| self.error("look at", object, stop))?;
+        let seconds = meta.last_modified().map(|t| t.into_inner().as_second());
+        Ok(seconds.and_then(|s| Timestamp::from_second(s).ok()))
     }
 
     fn delete(&self, object: &str) -> Result<(), StoreError> {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::runtime::Handle;
 
 use self::packet::{Attributes, Fields, Reply, Status};
@@ -757,6 +758,15 @@ impl Store for Sftp {
             error = StoreError::Refused { store, action: "write", object, refusal: Refusal::NoPlace, why };
         }
         Err(error)
+    }
+
+    fn modified(&self, object: &str, cancel: &Cancel) -> Result<Option<Timestamp>, StoreError> {
+        let path = self.path("look at", object)?;
+        let found = self.with("look at", object, cancel, async |session| {
+            Ok(session.look(packet::LSTAT, &path).await?)
+        })?;
+        let seconds = found.and_then(|f| f.modified);
+        Ok(seconds.and_then(|s| Timestamp::from_second(i64::from(s)).ok()))
     }
 
     fn delete(&self, object: &str) -> Result<(), StoreError> {

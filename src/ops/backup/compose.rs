@@ -8,6 +8,7 @@ use serde_json::Map;
 use super::capture::Captured;
 use super::deliver::Bench;
 use super::{BackupError, BackupPlan, ComponentResult, Failure, World};
+use crate::anomaly::Anomaly;
 use crate::archive::compress::Staged;
 use crate::archive::layout;
 use crate::archive::pack::{self, Packed, Text};
@@ -21,6 +22,7 @@ use crate::units::millis;
 pub(super) fn pack_all(
     plan: &BackupPlan<'_>,
     captured: &mut [Captured<'_>],
+    anomalies: &[Anomaly],
     staging: &Staging,
     bench: &Bench,
     name: &BackupName,
@@ -28,7 +30,8 @@ pub(super) fn pack_all(
     world: &World<'_>,
 ) -> Result<(Manifest, Packed), BackupError> {
     let (manifest, guide) = loop {
-        let manifest = manifest_of(plan, captured, name, time, world);
+        let anomalies = anomalies.iter().map(|a| a.component.clone()).collect();
+        let manifest = Manifest { anomalies, ..manifest_of(plan, captured, name, time, world) };
         let sections: Vec<(String, String)> = manifest
             .details
             .iter()
@@ -140,6 +143,7 @@ fn manifest_of(
             .collect(),
         expected_components: plan.expected.iter().map(|s| s.name.to_string()).collect(),
         state: State::of(plan.expected.iter().map(|s| (s.name.as_str(), s.critical)), &whole_refs),
+        anomalies: Vec::new(),
         encryption: manifest::Encryption::default(),
         details,
         legacy: false,

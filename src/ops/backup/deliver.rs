@@ -174,14 +174,17 @@ pub(super) fn all(
     usable: &[&Target<'_>],
     manifest: &Manifest,
     shipment: &Shipment,
+    make_room: &MakeRoom<'_>,
     world: &World<'_>,
 ) -> Result<Vec<StoreResult>, Interrupted> {
     let bytes: u64 = usable.iter().filter_map(|t| shipment.parcel(t.sealed)).map(|p| p.packed.bytes).sum();
     // Written once, read back once.
     world.monitor.phase("delivering", Some(2 * bytes));
     let results: Vec<StoreResult> = std::thread::scope(|scope| {
-        let running: Vec<_> =
-            usable.iter().map(|target| scope.spawn(|| one(target, manifest, shipment, world))).collect();
+        let running: Vec<_> = usable
+            .iter()
+            .map(|target| scope.spawn(|| one(target, manifest, shipment, make_room, world)))
+            .collect();
         let joined = running.into_iter().zip(usable).map(|(thread, target)| {
             thread.join().unwrap_or_else(|_| {
                 let failure = Failure::text("internal error: the delivery panicked");
@@ -204,9 +207,24 @@ pub(super) fn all(
     Ok(results)
 }
 
-fn one(target: &Target<'_>, manifest: &Manifest, shipment: &Shipment, world: &World<'_>) -> StoreResult {
+/// Deletes what may go from a store that is full; says whether anything went.
+type MakeRoom<'a> = dyn Fn(&str) -> bool + Sync + 'a;
+
+fn one(
+    target: &Target<'_>,
+    manifest: &Manifest,
+    shipment: &Shipment,
+    make_room: &MakeRoom<'_>,
+    world: &World<'_>,
+) -> StoreResult {
     let store = target.store();
-    match try_one(target, manifest, shipment, world) {
+    let first = try_one(target, manifest, shipment, Attempt::First, world);
+    let full = matches!(&first, Err(DeliveryError::Store(e)) if e.is_full()) && target.is_configured();
+    let delivered = match full && make_room(store.name()) {
+        true => try_one(target, manifest, shipment, Attempt::Again, world),
+        false => first,
+    };
+    match delivered {
         Ok(receipt) => {
             shipment.note(store.name(), Ok(()), world);
             committed(&receipt, manifest, world);
@@ -244,12 +262,13 @@ fn try_one(
     target: &Target<'_>,
     manifest: &Manifest,
     shipment: &Shipment,
+    attempt: Attempt,
     world: &World<'_>,
 ) -> Result<Receipt, DeliveryError> {
     let Some(parcel) = shipment.parcel(target.sealed) else {
         return Err(DeliveryError::Archive(std::io::Error::other("it was not packed in this form")));
     };
-    bring(Place { store: target.store(), dir: &target.dir }, manifest, parcel, Attempt::First, world)
+    bring(Place { store: target.store(), dir: &target.dir }, manifest, parcel, attempt, world)
 }
 
 /// One delivery with what goes before it: clears what killed runs left, and looks for room.

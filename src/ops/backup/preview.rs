@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::{BackupPlan, Failure, TargetStore, World, connect, context, holds, own_dirs};
+use super::prune::{self, Plot, PruneError};
+use super::{BackupPlan, Failure, Target, TargetStore, World, connect, context, holds, own_dirs};
 use crate::cancel::Interrupted;
 use crate::ops::recover;
 use crate::setup::Setup;
@@ -15,6 +16,8 @@ pub struct Preview {
     pub tier: String,
     pub components: Vec<PreviewComponent>,
     pub stores: Vec<PreviewStore>,
+    /// What the rules would let go, per store.
+    pub retention: Vec<Plot>,
     /// What a killed run left, and a run would undo first.
     pub pending: Vec<String>,
 }
@@ -96,5 +99,13 @@ pub fn preview(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Resul
         });
     }
     let pending = recover::pending(&setup.agent.dirs());
-    Ok(Preview { tier: plan.tier.name.to_string(), components, stores, pending })
+    let configured = plan.targets.iter().any(Target::is_configured) && !plan.is_handpicked();
+    let request = prune::Request { tier: configured.then(|| plan.tier.name.to_string()), store: None };
+    let retention = match request.tier.is_some().then(|| prune::plan(setup, &request, world)) {
+        Some(Err(PruneError::Interrupted(i))) => return Err(i),
+        Some(Ok(plots)) => plots,
+        // What stops it is told by the stores above, or when it is asked for by itself.
+        Some(Err(_)) | None => Vec::new(),
+    };
+    Ok(Preview { tier: plan.tier.name.to_string(), components, stores, retention, pending })
 }

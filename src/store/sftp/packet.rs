@@ -71,6 +71,8 @@ impl fmt::Display for Status {
 pub(super) struct Attributes {
     pub bytes: Option<u64>,
     pub mode: Option<u32>,
+    /// Last written, seconds since 1970, by the clock of the server.
+    pub modified: Option<u32>,
 }
 
 impl Attributes {
@@ -185,7 +187,8 @@ impl<'a> Fields<'a> {
             found.mode = Some(self.number()?);
         }
         if flags & HAS_TIMES != 0 {
-            self.take(8)?;
+            self.number()?;
+            found.modified = Some(self.number()?);
         }
         if flags & HAS_MORE != 0 {
             for _ in 0..self.number()? {

@@ -1,0 +1,69 @@
+//! Can the clocks be believed? Ages decide what is deleted, and a clock that is wrong makes everything old.
+
+use std::io::Write;
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::ops::World;
+use crate::store::{Put, Store, StoreError, home, object};
+
+/// Clocks of two machines differ a little; more than this is a fault.
+const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
+
+/// Why this machine's clock cannot be believed: it shows less than when it was last looked at. It is noted anew in any
+/// case, so that a clock that was put right is believed from the next time on.
+pub(super) fn went_back(state_dir: &Path, now: Timestamp) -> Option<String> {
+    let file = state_dir.join("clock");
+    let last: Option<Timestamp> = std::fs::read_to_string(&file).ok().and_then(|t| t.trim().parse().ok());
+    // A clock that cannot be noted is compared with an older note, or none: the store's clock is looked at too.
+    let _ = note(state_dir, &file, now);
+    let last = last.filter(|last| last.duration_since(now) > TOLERANCE)?;
+    Some(format!("the clock of this machine went back: it showed {last} the last time, and shows {now} now"))
+}
+
+fn note(state_dir: &Path, file: &Path, now: Timestamp) -> std::io::Result<()> {
+    let mut fresh = tempfile::NamedTempFile::new_in(state_dir)?;
+    writeln!(fresh, "{now}")?;
+    fresh.persist(file).map(|_| ()).map_err(|e| e.error)
+}
+
+/// Why the two clocks cannot both be right: what is written now has another time in the store. None: they agree, or the
+/// store does not tell.
+pub(super) fn differs(
+    store: &dyn Store,
+    host: &str,
+    world: &World<'_>,
+) -> Result<Option<String>, StoreError> {
+    let probe = object(&home(store, host), "tars-backup-clock");
+    let before = (world.now)();
+    store.put_small(&probe, b"the time of this object shows the clock of the store\n", Put::Replace)?;
+    let there = store.modified(&probe, world.cancel)?;
+    let after = (world.now)();
+    store.delete(&probe)?;
+    let Some(there) = there else { return Ok(None) };
+    if there >= before - TOLERANCE && there <= after + TOLERANCE {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "the clocks differ: this machine shows {after}, the store {} shows {there}",
+        store.name()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_goes_back_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert_eq!(went_back(dir.path(), at("2026-03-01T00:00:00Z")), None);
+        assert_eq!(went_back(dir.path(), at("2026-03-01T12:00:00Z")), None);
+        assert_eq!(went_back(dir.path(), at("2026-03-01T11:56:00Z")), None, "a correction is no jump");
+        let told = went_back(dir.path(), at("2026-02-28T00:00:00Z")).unwrap();
+        assert!(told.contains("2026-03-01T11:56:00Z"), "{told}");
+        assert_eq!(went_back(dir.path(), at("2026-02-28T00:01:00Z")), None);
+    }
+}

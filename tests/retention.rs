@@ -1,0 +1,408 @@
+//! What the rules let go is deleted, and nothing else, whatever happens meanwhile: from outside, with backups of dates that
+//! a person can check. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp, ToSpan, tz::TimeZone};
+use serde_json::Value;
+use support::{Home, sh};
+use tars_backup::id::BackupName;
+use tars_backup::manifest::{Manifest, State};
+
+/// A tier `hot` with this rule, and one backup in it, made now.
+fn home(rule: &str) -> Home {
+    let home = Home::new().documents().extra(&format!("[tiers.hot.keep]\n{rule}")).ready();
+    home.backup(0);
+    home
+}
+
+/// Another rule for what is there.
+fn with_rule(home: &Home, rule: &str) {
+    let path = home.path("config.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, after) = text.split_once("[tiers.hot.keep]\n").unwrap();
+    let rest = after.split_once("\n\n").map_or("", |(_, rest)| rest);
+    let rest =
+        if rest.is_empty() { &after[after.find("\n[").map_or(after.len(), |at| at + 1)..] } else { rest };
+    std::fs::write(&path, format!("{before}[tiers.hot.keep]\n{rule}\n\n{rest}")).unwrap();
+}
+
+fn days_ago(days: i64) -> Timestamp {
+    Timestamp::now() - SignedDuration::from_hours(24 * days)
+}
+
+/// A backup as if it had been made at `time`, by the likeness of the newest one in `from`; returns its name.
+fn fabricate(
+    from: &Path,
+    to: &Path,
+    time: Timestamp,
+    verified: bool,
+    edit: impl Fn(&mut Manifest),
+) -> String {
+    let newest = sh(&format!("cd '{}'; ls *.manifest.json | tail -1", from.display()));
+    let like = newest.trim().strip_suffix(".manifest.json").unwrap();
+    let mut manifest =
+        Manifest::read_sidecar(&std::fs::read(from.join(format!("{like}.manifest.json"))).unwrap()).unwrap();
+    let name = BackupName::at(time);
+    manifest.backup_name = name.clone();
+    manifest.timestamp = time.strftime("%FT%TZ").to_string();
+    edit(&mut manifest);
+    let (bytes, sha256) = (manifest.bytes.unwrap(), manifest.sha256.clone().unwrap());
+    std::fs::create_dir_all(to).unwrap();
+    let archive = name.archive();
+    std::fs::copy(from.join(format!("{like}.tar.gz")), to.join(&archive)).unwrap();
+    std::fs::write(to.join(format!("{archive}.sha256")), format!("{sha256}  {archive}\n")).unwrap();
+    if verified {
+        let mark =
+            format!("{{\"time\":\"{}\",\"depth\":\"digest\",\"sha256\":\"{sha256}\"}}\n", manifest.timestamp);
+        std::fs::write(to.join(name.beside("verified")), mark).unwrap();
+    }
+    std::fs::write(to.join(name.manifest_file()), manifest.to_sidecar(bytes, &sha256).unwrap()).unwrap();
+    name.to_string()
+}
+
+/// Good ones, `days` days before now.
+fn good(home: &Home, days: impl IntoIterator<Item = i64>) -> Vec<String> {
+    let dir = home.path("store/daily");
+    days.into_iter().map(|d| fabricate(&dir, &dir, days_ago(d), true, |_| ())).collect()
+}
+
+fn listed(home: &Home, more: &[&str]) -> Vec<String> {
+    let rows = home.tars(&[&["list", "--json"], more].concat()).expect(0).json();
+    rows.as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn plots(home: &Home, more: &[&str], code: i32) -> Value {
+    home.tars(&[&["prune", "--json"], more].concat()).expect(code).json()
+}
+
+/// Nothing is visible that lacks its archive.
+fn all_good(home: &Home) {
+    home.tars(&["verify", "--all"]).expect(0);
+}
+
+#[test]
+fn what_no_rule_wants_goes_into_the_trash_and_comes_back_whole() {
+    let home = home("within = \"7d\"");
+    let old = good(&home, [20, 19, 6]);
+    let newest = home.committed().pop().unwrap();
+
+    let told = home.tars(&["prune"]).expect(0).says("older than every rule keeps").says("--confirm");
+    assert!(
+        told.stdout.contains("within 7 days") && told.stdout.contains("newest 3 verified"),
+        "{}",
+        told.stdout
+    );
+    assert_eq!(listed(&home, &[]).len(), 4, "nothing is deleted without --confirm");
+
+    home.tars(&["prune", "--confirm"]).expect(0);
+    let left = listed(&home, &[]);
+    assert_eq!(left, [old[1].clone(), old[2].clone(), newest.clone()], "the newest three stay");
+    assert_eq!(listed(&home, &["--trash"]), [old[0].clone()]);
+    home.tars(&["verify", &old[0]]).expect(1).says("is in no store");
+    home.tars(&["pin", &old[0]]).expect(1).says("undelete");
+
+    home.tars(&["undelete", &old[0]]).expect(0);
+    assert_eq!(listed(&home, &[]).len(), 4);
+    all_good(&home);
+    home.tars(&["undelete", &old[0]]).expect(1).says("in no trash");
+
+    // Out of the trash for ever when its time is over.
+    home.tars(&["prune", "--confirm"]).expect(0);
+    home.tars(&["prune", "--confirm"]).expect(0);
+    assert_eq!(listed(&home, &["--trash"]).len(), 1, "one day is not over");
+    let mark = home.path(&format!("store/daily/{}.trash", old[0]));
+    let then = days_ago(2);
+    std::fs::write(&mark, format!("{{\"time\":\"{then}\",\"reason\":\"old\"}}")).unwrap();
+    home.tars(&["prune", "--confirm"]).expect(0);
+    assert_eq!(sh(&format!("ls '{}' | grep -c '{}' || true", home.at("store/daily"), old[0])), "0\n");
+    home.tars(&["undelete", &old[0]]).expect(1).says("is in no store");
+}
+
+#[test]
+fn four_hundred_days_in_four_tiers() {
+    let tier = |name: &str, path: &str, keep: &str| {
+        format!(
+            "[tiers.{name}]\nstores = [\"nas\"]\npath = \"{path}\"\ntrash_days = 0\nkeep = {{ {keep} }}\n"
+        )
+    };
+    let home = Home::new()
+        .documents()
+        .extra("[tiers.hot.keep]\nwithin = \"7d\"")
+        .extra(&tier("warm", "weekly", "within = \"4 weeks\""))
+        .extra(&tier("cold", "monthly", "monthly = 12, yearly = 5"))
+        .extra(&tier("archive", "yearly", "forever = true"))
+        .ready();
+    home.backup(0);
+    let daily = home.path("store/daily");
+    // The newest of all is of 1 December 2025, a Monday.
+    sh("true");
+    let start: Timestamp = "2025-12-01T02:00:00Z".parse().unwrap();
+    let at = |days: i64| start - SignedDuration::from_hours(24 * days);
+    let today = home.only();
+    for days in 0..400 {
+        fabricate(&daily, &home.path("store/x"), at(days), true, |_| ());
+    }
+    let x = home.path("store/x");
+    let copy = |to: &str, pattern: &str| {
+        sh(&format!("mkdir -p '{0}/{to}'; cp -a '{1}'/{pattern} '{0}/{to}/'", home.at("store"), x.display()));
+    };
+    copy("weekly", "*");
+    copy("monthly", "*");
+    copy("yearly", "*");
+    sh(&format!("cd '{0}'; rm {today}.*; mv '{1}'/* .; rmdir '{1}'", daily.display(), x.display()));
+    home.tars(&["prune", "--confirm"]).expect(0);
+    let of = |tier: &str| listed(&home, &["--tier", tier]);
+    // 24 November to 1 December; the first day of four weeks is 3 November.
+    assert_eq!(of("hot").len(), 8);
+    assert_eq!((of("warm").len(), of("warm")[0].as_str()), (29, "tars-backup-20251103_020000"));
+    // The last of each month from January to November 2025, and 1 December; then 31 December 2024, which is the
+    // newest of its year, and the oldest of all, 28 October 2024, because there are no five years yet.
+    let cold = of("cold");
+    assert_eq!(cold.len(), 14, "{cold:?}");
+    assert_eq!(cold[0], "tars-backup-20241028_020000");
+    assert_eq!(cold[1], "tars-backup-20241231_020000");
+    assert_eq!(cold[2], "tars-backup-20250131_020000");
+    assert_eq!(cold[13], "tars-backup-20251201_020000");
+    assert_eq!(of("archive").len(), 400);
+    all_good(&home);
+    home.tars(&["prune", "--confirm"]).expect(0);
+    assert_eq!(of("cold"), cold, "a second time there is nothing to do");
+}
+
+#[test]
+fn after_a_long_pause_the_first_run_loses_nothing() {
+    let home = home("within = \"7d\"\nmin = 1");
+    let first = home.only();
+    let old = good(&home, 40..=47);
+    sh(&format!("rm '{}'/{first}.*", home.at("store/daily")));
+    home.backup(0);
+    assert_eq!(listed(&home, &[]).len(), 9);
+    assert_eq!(listed(&home, &["--trash"]).len(), 0);
+    // The next one has a good one of today to count from.
+    sh("sleep 1.1");
+    home.backup(0);
+    assert_eq!(listed(&home, &["--trash"]), old.iter().rev().cloned().collect::<Vec<_>>());
+    assert_eq!(listed(&home, &[]).len(), 2);
+}
+
+#[test]
+fn forty_failed_nights_push_no_good_one_out() {
+    let home = home("within = \"7d\"\nlast = 2\nmin = 1");
+    let first = home.only();
+    let dir = home.path("store/daily");
+    let old = good(&home, [41, 42]);
+    for days in 1..=40 {
+        fabricate(&dir, &dir, days_ago(days), true, |m| m.state = State::Partial);
+    }
+    sh(&format!("rm '{}'/{first}.*", dir.display()));
+    let told = plots(&home, &["--confirm"], 0);
+    assert_eq!(told[0]["deeds"].as_array().unwrap().len(), 0, "{told}");
+    for name in &old {
+        assert!(listed(&home, &[]).contains(name));
+    }
+    // A partial run deletes nothing; a good one lets the partial ones go that are older than a week.
+    home.backup(0);
+    sh("sleep 1.1");
+    home.backup(0);
+    let left = listed(&home, &[]);
+    assert_eq!(left.len(), 7 + 2, "{left:?}");
+}
+
+#[test]
+fn killed_at_any_step_of_a_deletion_nothing_visible_lacks_its_archive() {
+    let home = home("within = \"7d\"\nmin = 1");
+    good(&home, [30, 31, 32]);
+    with_rule(&home, "within = \"7d\"\nmin = 1");
+    let text = std::fs::read_to_string(home.path("config.toml")).unwrap();
+    let text = text.replace("path = \"daily\"\n", "path = \"daily\"\ntrash_days = 0\n");
+    std::fs::write(home.path("config.toml"), text).unwrap();
+    let (program, config) = (support::PROGRAM, home.at("config.toml"));
+    let mut killed = 0;
+    for step in 1..60 {
+        for call in ["unlink,unlinkat", "rename,renameat,renameat2"] {
+            let line = format!(
+                "strace -qqf -o /dev/null -e trace={call} -e inject={call}:signal=KILL:when={step} \
+                 '{program}' --config '{config}' prune --confirm >/dev/null 2>&1 || true"
+            );
+            sh(&line);
+            killed += 1;
+            all_good(&home);
+        }
+        // One by one they go: what is deleted is deleted for ever, and never half.
+        if sh(&format!(
+            "ls '{}' | grep -v {} | wc -l",
+            home.at("store/daily"),
+            home.committed().pop().unwrap()
+        )) == "0\n"
+        {
+            break;
+        }
+    }
+    assert!(killed > 6, "{killed}");
+    home.tars(&["prune", "--confirm"]).expect(0);
+    assert_eq!(listed(&home, &[]).len(), 1);
+    let rest = sh(&format!("ls -A '{}' | grep -v '{}' || true", home.at("store/daily"), home.only()));
+    assert_eq!(rest, "", "every object of what was deleted is gone");
+}
+
+#[test]
+fn a_pin_keeps_until_its_day_and_is_read_again() {
+    let home = home("within = \"7d\"\nmin = 1");
+    let old = good(&home, [30, 31, 32, 33]);
+    home.tars(&["pin", &old[0], "--reason", "the audit of May"]).expect(0);
+    home.tars(&["pin", &old[1], "--until", "2020-01-01"]).expect(0);
+    let tomorrow = (Timestamp::now().to_zoned(TimeZone::UTC).date() + 1.day()).to_string();
+    home.tars(&["pin", &old[2], "--until", &tomorrow]).expect(0);
+    home.tars(&["pin", &old[3], "--until", "soon"]).expect(64).says("a day such as");
+    home.tars(&["pin", "tars-backup-20200101_000000"]).expect(1).says("is in no store");
+    home.tars(&["list"]).expect(0).says("pinned until");
+    home.tars(&["prune", "--confirm"]).expect(0).says("pinned: the audit of May");
+    let left = listed(&home, &[]);
+    assert!(left.contains(&old[0]) && left.contains(&old[2]) && left.len() == 3, "{left:?}");
+    // One that does not read pins all the same.
+    std::fs::write(home.path(&format!("store/daily/{}.pin", old[0])), "{").unwrap();
+    home.tars(&["prune", "--confirm"]).expect(0);
+    assert!(listed(&home, &[]).contains(&old[0]));
+    home.tars(&["unpin", &old[0]]).expect(0);
+    home.tars(&["prune", "--confirm"]).expect(0);
+    assert!(!listed(&home, &[]).contains(&old[0]));
+    // With the run that makes it.
+    sh("sleep 1.1");
+    let made = home.tars(&["backup", "--pin", "--until", &tomorrow, "--json"]).expect(0).json();
+    let made = made["name"].as_str().unwrap();
+    assert!(home.path(&format!("store/daily/{made}.pin")).exists());
+}
+
+#[test]
+fn a_pin_that_a_store_has_not_taken_stops_pruning_there() {
+    let home = Home::new().documents().second_store();
+    let home = home.extra("[tiers.both.keep]\nwithin = \"7d\"\nmin = 1").ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    home.tars(&["backup", "--tier", "both"]).expect(0);
+    let (nas, second) = (home.path("store/both"), home.path("second/both"));
+    let name = fabricate(&nas, &nas, days_ago(30), true, |_| ());
+    sh(&format!("cp -a '{}'/{name}* '{}'", nas.display(), second.display()));
+    // The disk of the second store is away.
+    sh(&format!("mv '{0}' '{0}.away'", home.at("second")));
+    home.tars(&["pin", &name]).expect(2).says("second");
+    sh(&format!("mv '{0}.away' '{0}'", home.at("second")));
+    let told = plots(&home, &["--confirm", "--tier", "both"], 0);
+    let of = |store: &str| told.as_array().unwrap().iter().find(|p| p["store"] == store).unwrap().clone();
+    assert!(of("second")["halted"].as_str().unwrap().contains("not yet written"), "{told}");
+    assert_eq!(of("nas")["halted"], Value::Null);
+    assert!(second.join(format!("{name}.manifest.json")).exists());
+    home.tars(&["sync"]).expect(0);
+    assert!(second.join(format!("{name}.pin")).exists());
+    let told = plots(&home, &["--tier", "both"], 0);
+    assert_eq!(told[1]["halted"], Value::Null, "{told}");
+}
+
+#[test]
+fn a_component_that_shrank_is_an_anomaly_until_it_is_accepted() {
+    let home = Home::new().documents();
+    let logs = home.at("logs");
+    let home = home
+        .source("logs", &format!("type = \"directory\"\npath = \"{logs}\"\nanomaly = false"))
+        .extra("[tiers.hot.keep]\nwithin = \"7d\"\nmin = 1");
+    sh(&format!("mkdir '{logs}'; head -c 200000 /dev/urandom | tee '{logs}/a' > '{}'", home.at("docs/big")));
+    let home = home.ready();
+    home.backup(0);
+    let whole = home.only();
+    let old = good(&home, [30]);
+    sh(&format!("head -c 20000 /dev/urandom | tee '{logs}/a' > '{}'; sleep 1.1", home.at("docs/big")));
+
+    let outcome = home.tars(&["backup"]).expect(2).says("anomaly: documents").says("tars-backup accept");
+    assert!(!outcome.stderr.contains("anomaly: logs"), "{}", outcome.stderr);
+    let small = home.committed().pop().unwrap();
+    home.tars(&["list"]).expect(0).says("anomaly: documents");
+    assert!(listed(&home, &[]).contains(&old[0]), "the old ones stay");
+    home.tars(&["prune", "--confirm"]).expect(0).says("is not accepted");
+    assert!(listed(&home, &[]).contains(&old[0]));
+
+    // The next night says it again: what is compared with is still the whole one.
+    sh("sleep 1.1");
+    home.tars(&["backup"]).expect(2).says("anomaly: documents");
+    let second = home.committed().pop().unwrap();
+    home.tars(&["accept", &whole]).expect(1).says("no anomaly");
+    home.tars(&["accept", &small]).expect(0);
+    home.tars(&["accept", &second]).expect(0);
+    sh("sleep 1.1");
+    home.backup(0);
+    assert!(!listed(&home, &[]).contains(&old[0]), "now the rules are followed");
+}
+
+#[test]
+fn a_clock_that_went_back_deletes_nothing() {
+    let home = home("within = \"7d\"\nmin = 1");
+    good(&home, [30]);
+    let later = Timestamp::now() + SignedDuration::from_hours(30);
+    std::fs::write(home.path("state/clock"), format!("{later}\n")).unwrap();
+    home.tars(&["prune", "--confirm"]).expect(0).says("went back");
+    assert_eq!(listed(&home, &["--trash"]).len(), 0);
+    home.tars(&["prune", "--confirm"]).expect(0);
+    assert_eq!(listed(&home, &["--trash"]).len(), 1);
+}
+
+#[test]
+fn what_is_not_ours_or_not_understood_stays() {
+    let home = home("within = \"7d\"\nmin = 1");
+    let dir = home.path("store/daily");
+    let foreign = fabricate(&dir, &dir, days_ago(30), true, |m| m.host = "another".into());
+    let torn = fabricate(&dir, &dir, days_ago(31), true, |_| ());
+    std::fs::write(dir.join(format!("{torn}.manifest.json")), "{").unwrap();
+    let future = fabricate(&dir, &dir, days_ago(-3), true, |_| ());
+    let legacy = BackupName::at(days_ago(50));
+    std::fs::write(dir.join(legacy.archive()), "old").unwrap();
+    let line = format!("{}  /mnt/nas/daily/{}\n", "a".repeat(64), legacy.archive());
+    std::fs::write(dir.join(format!("{}.sha256", legacy.archive())), line).unwrap();
+    std::fs::write(dir.join("notes.txt"), "mine").unwrap();
+    // What was never committed goes after a week, the younger one does not.
+    let (stale, young) = (BackupName::at(days_ago(9)), BackupName::at(days_ago(5)));
+    for name in [&stale, &young] {
+        std::fs::write(dir.join(name.archive()), "half").unwrap();
+    }
+    let told = plots(&home, &["--confirm"], 0);
+    assert_eq!(told[0]["deeds"].as_array().unwrap().len(), 1, "{told}");
+    for name in [&foreign, &torn, &future, legacy.as_str(), young.as_str()].map(ToString::to_string) {
+        assert_ne!(sh(&format!("ls '{}' | grep -c '^{name}' || true", dir.display())), "0\n", "{name}");
+    }
+    assert!(dir.join("notes.txt").exists() && !dir.join(stale.archive()).exists());
+    assert!(dir.join(format!("{foreign}.manifest.json")).exists());
+}
+
+#[test]
+fn a_full_store_gives_up_what_the_rules_let_go_also_when_another_is_down() {
+    let home = Home::new().second_store();
+    sh(&format!("mkdir '{0}'; head -c 6000000 /dev/urandom > '{0}/big'", home.at("docs")));
+    let path = home.at("docs");
+    let home = home.source("documents", &format!("type = \"directory\"\npath = \"{path}\""));
+    let home = home.extra("[tiers.both.keep]\nwithin = \"7d\"\nmin = 1").ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    sh(&format!("mount -t tmpfs -o size=20M small '{}'", home.at("store")));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        home.tars(&["store", "init", "nas"]).expect(0);
+        home.tars(&["backup", "--tier", "both"]).expect(0);
+        let dir = home.path("store/both");
+        let first = sh(&format!("cd '{}'; ls *.manifest.json", dir.display()));
+        let first = first.trim().trim_end_matches(".manifest.json").to_owned();
+        let old = fabricate(&dir, &dir, days_ago(30), true, |_| ());
+        let older = fabricate(&dir, &dir, days_ago(31), true, |_| ());
+        sh(&format!("mv '{0}' '{0}.away'; sleep 1.1", home.at("second")));
+        let done = home.tars(&["backup", "--tier", "both"]).expect(2).says("second");
+        let nas = listed(&home, &["--store", "nas"]);
+        assert!(
+            nas.contains(&first) && !nas.contains(&old) && !nas.contains(&older),
+            "{nas:?} {}",
+            done.stderr
+        );
+        assert_eq!(nas.len(), 2);
+        home.tars(&["verify", "--all", "--store", "nas"]).expect(0);
+    }));
+    sh(&format!("umount '{}'", home.at("store")));
+    outcome.unwrap();
+}
