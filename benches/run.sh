@@ -3,13 +3,13 @@
 # so that the ratio means something even where the machine is noisy. Also: peak memory, flat over size; many small files.
 # What could go wrong: a warm cache for one side only; so every pair reads the same files, and each side runs in turn.
 #
-# usage: benches/run.sh [megabytes] [part...]   (default 800; parts: backup small memory restore; default: all. The last
-# two use 200 and 2000)
+# usage: benches/run.sh [megabytes] [part...]   (default 800; parts: backup small memory seal many restore; default: all. Memory
+# and restore use 200 and 2000, seal 2000 and 4000; seal needs moto, see tests/lab/moto.sh)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 size=${1:-800}
 parts=" ${*:2} "
-[ "$parts" != "  " ] || parts=" backup small memory restore "
+[ "$parts" != "  " ] || parts=" backup small memory seal many restore "
 wanted() { [[ $parts == *" $1 "* ]]; }
 rounds=${ROUNDS:-3}
 cargo build --release --quiet
@@ -142,6 +142,92 @@ for ((i = 0; i < rounds; i++)); do
 done
 awk -v x="$(printf '%s\n' "${a[@]}" | median)" -v y="$(printf '%s\n' "${b[@]}" | median)" \
   'BEGIN {printf "verify %.2f s  openssl dgst -sha256 %.2f s  ratio %.2f\n", x, y, x / y}'
+fi
+
+if wanted seal; then
+echo "== sealing against not sealing, and the memory of 4,000 MB sealed and brought to S3"
+make_data "$work/data" 2000
+key=$("$program" key new --output "$work/key" 2>&1 | grep -o 'age1[a-z0-9]*' | head -1)
+a=(); b=()
+for ((i = 0; i < rounds; i++)); do
+  for how in always never; do
+    rm -rf "$work/store"; config "$work/data" gzip
+    printf '[encryption]\nrecipients = ["%s"]\nseal = "%s"\n' "$key" "$how" >> "$work/config.toml"
+    elapsed ours
+    if [ $how = always ]; then a+=("$seconds"); else b+=("$seconds"); fi
+  done
+done
+awk -v x="$(printf '%s\n' "${a[@]}" | median)" -v y="$(printf '%s\n' "${b[@]}" | median)" \
+  'BEGIN {printf "sealed %.2f s  plain %.2f s  ratio %.2f\n", x, y, x / y}'
+rm -rf "$work/data" "$work/store"
+
+# shellcheck source=tests/lab/lib.sh
+. tests/lab/lib.sh
+tests/lab/moto.sh
+mkdir "$work/data"
+head -c 4000000000 /dev/urandom > "$work/data/noise"
+"$LAB_DIR/moto/bin/moto_server" -H 127.0.0.1 -p 5055 >/dev/null 2>&1 & moto=$!
+trap 'kill $moto; rm -rf "$work"' EXIT
+for ((i = 0; i < 100; i++)); do
+  curl -sf -o /dev/null --user id:secret --aws-sigv4 aws:amz:us-east-1:s3 -X PUT http://127.0.0.1:5055/bench && break
+  sleep 0.2
+done
+config "$work/data" none
+(umask 077; echo id > "$work/id"; echo secret > "$work/secret")
+cat >> "$work/config.toml" <<EOF
+[encryption]
+recipients = ["$key"]
+[stores.s3]
+type = "s3"
+bucket = "bench"
+endpoint = "http://127.0.0.1:5055"
+region = "us-east-1"
+key_id = { file = "$work/id" }
+key = { file = "$work/secret" }
+[tiers.away]
+stores = ["s3"]
+path = "weekly"
+EOF
+"$program" --config "$work/config.toml" -q store init s3
+/usr/bin/time -f "%M" -o "$work/rss" "$program" --config "$work/config.toml" -q backup --tier away
+awk '{printf "4000 MB sealed and uploaded: peak memory %.0f MiB\n", $1 / 1024}' "$work/rss"
+kill $moto
+trap 'rm -rf "$work"' EXIT
+rm -rf "$work/data" "$work/store"
+fi
+
+if wanted many; then
+echo "== 1,000 backups in one directory: listed, and planned what goes"
+mkdir -p "$work/data"; echo x > "$work/data/x"
+config "$work/data" gzip
+printf 'keep = { within = "7d", monthly = 12 }\n' >> "$work/config.toml"
+rm -rf "$work/store/daily"; ours
+python3 - "$work/store/daily" <<'PY'
+import datetime, glob, hashlib, os, re, sys
+root = sys.argv[1]
+[manifest] = glob.glob(os.path.join(root, '*.manifest.json'))
+like = os.path.basename(manifest)[:-len('.manifest.json')]
+read = lambda end: open(os.path.join(root, like + end), 'rb').read()
+text, archive, mark = read('.manifest.json').decode(), read('.tar.gz'), read('.verified')
+now = datetime.datetime.strptime(like[-15:], '%Y%m%d_%H%M%S')
+for i in range(1, 1000):
+    at = now - datetime.timedelta(days=i)
+    name = at.strftime('tars-backup-%Y%m%d_%H%M%S')
+    new = re.sub(r'"timestamp": "[^"]*"', '"timestamp": "%s"' % at.strftime('%Y-%m-%dT%H:%M:%SZ'), text.replace(like, name))
+    new = re.sub(r'("manifest_sha256": ")[0-9a-f]*', r'\1', new)
+    digest = hashlib.sha256(new.encode()).hexdigest()
+    new = new.replace('"manifest_sha256": "', '"manifest_sha256": "' + digest)
+    for end, data in (('.tar.gz', archive), ('.verified', mark), ('.manifest.json', new.encode())):
+        with open(os.path.join(root, name + end), 'wb') as f: f.write(data)
+PY
+for command in "list --json" "prune --json"; do
+  a=()
+  # shellcheck disable=SC2086 # two words
+  for ((i = 0; i < rounds; i++)); do elapsed "$program" --config "$work/config.toml" $command; a+=("$seconds"); done
+  awk -v c="$command" -v x="$(printf '%s\n' "${a[@]}" | median)" 'BEGIN {printf "%-14s %.3f s\n", c, x}'
+done
+"$program" --config "$work/config.toml" prune --json | grep -c '"keep": false' | awk '{print $1 " would go"}'
+rm -rf "$work/store"
 fi
 
 if wanted restore; then

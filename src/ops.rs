@@ -1,12 +1,14 @@
 //! What the program does: one file per verb, free functions over plans and seams. They never print.
 
 pub mod backup;
+mod carry;
 pub mod extract;
 pub mod find;
 pub mod inside;
 pub mod list;
 pub mod mark;
 pub mod pins;
+pub mod promote;
 pub mod prune;
 pub mod recover;
 pub mod restore;

@@ -3,12 +3,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/proxy.rs"]
+mod proxy;
+#[path = "support/servers.rs"]
+mod servers;
 mod support;
 
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp, ToSpan, tz::TimeZone};
+use proxy::{Act, Proxy};
 use serde_json::Value;
+use servers::{BUCKET, KEY, KEY_ID, S3Server, S3sFs};
 use support::{Home, sh};
 use tars_backup::id::BackupName;
 use tars_backup::manifest::{Manifest, State};
@@ -161,13 +167,21 @@ fn four_hundred_days_in_four_tiers() {
     assert_eq!(of("hot").len(), 8);
     assert_eq!((of("warm").len(), of("warm")[0].as_str()), (29, "tars-backup-20251103_020000"));
     // The last of each month from January to November 2025, and 1 December; then 31 December 2024, which is the
-    // newest of its year, and the oldest of all, 28 October 2024, because there are no five years yet.
+    // newest of its year, and the oldest of all, 28 October 2024, because there are no five years yet; and 29 November,
+    // the third of the newest three.
     let cold = of("cold");
-    assert_eq!(cold.len(), 14, "{cold:?}");
+    assert_eq!(cold.len(), 15, "{cold:?}");
     assert_eq!(cold[0], "tars-backup-20241028_020000");
     assert_eq!(cold[1], "tars-backup-20241231_020000");
     assert_eq!(cold[2], "tars-backup-20250131_020000");
-    assert_eq!(cold[13], "tars-backup-20251201_020000");
+    assert_eq!(
+        cold[12..],
+        ["29", "30"]
+            .map(|d| format!("tars-backup-202511{d}_020000"))
+            .into_iter()
+            .chain(["tars-backup-20251201_020000".to_owned()])
+            .collect::<Vec<_>>()
+    );
     assert_eq!(of("archive").len(), 400);
     all_good(&home);
     home.tars(&["prune", "--confirm"]).expect(0);
@@ -210,7 +224,7 @@ fn forty_failed_nights_push_no_good_one_out() {
     sh("sleep 1.1");
     home.backup(0);
     let left = listed(&home, &[]);
-    assert_eq!(left.len(), 7 + 2, "{left:?}");
+    assert_eq!(left.len(), 6 + 2, "{left:?}");
 }
 
 #[test]
@@ -234,12 +248,8 @@ fn killed_at_any_step_of_a_deletion_nothing_visible_lacks_its_archive() {
             all_good(&home);
         }
         // One by one they go: what is deleted is deleted for ever, and never half.
-        if sh(&format!(
-            "ls '{}' | grep -v {} | wc -l",
-            home.at("store/daily"),
-            home.committed().pop().unwrap()
-        )) == "0\n"
-        {
+        let newest = home.committed().pop().unwrap();
+        if sh(&format!("ls '{}' | grep -v '{newest}' || true", home.at("store/daily"))).is_empty() {
             break;
         }
     }
@@ -405,4 +415,194 @@ fn a_full_store_gives_up_what_the_rules_let_go_also_when_another_is_down() {
     }));
     sh(&format!("umount '{}'", home.at("store")));
     outcome.unwrap();
+}
+
+#[test]
+fn a_listing_of_a_bucket_that_fails_or_is_cut_deletes_nothing() {
+    let server = S3sFs::start();
+    let proxy = Proxy::start(&server.endpoint());
+    let home = Home::new().documents();
+    for (name, value) in [("key-id", KEY_ID), ("secret", KEY)] {
+        std::fs::write(home.path(name), value).unwrap();
+    }
+    let (id, key, root) = (home.at("key-id"), home.at("secret"), home.root().display().to_string());
+    let home = home
+        .extra(&format!(
+            "[agent]\nhost = \"home-1\"\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\n\
+             [stores.s3]\ntype = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+             key_id = {{ file = \"{id}\" }}\nkey = {{ file = \"{key}\" }}\n\
+             [tiers.away]\nstores = [\"s3\"]\npath = \"weekly\"\nkeep = {{ within = \"7d\", min = 1 }}",
+            proxy.endpoint()
+        ))
+        .ready();
+    home.tars(&["store", "init", "s3"]).expect(0);
+    home.tars(&["backup", "--tier", "away"]).expect(0);
+    let dir = server.bucket().join("hosts/home-1/weekly");
+    // More objects than one page of a listing holds.
+    for days in 30..300 {
+        fabricate(&dir, &dir, days_ago(days), true, |_| ());
+    }
+    let there = || sh(&format!("ls '{}' | wc -l", dir.display()));
+    let before = there();
+    let prune = ["prune", "--confirm", "--tier", "away"];
+    proxy.on(|seen| if seen.is_listing() { Act::error(403, "AccessDenied") } else { Act::Pass });
+    home.tars(&prune).expect(1).says("AccessDenied");
+    proxy.on(
+        |seen| {
+            if seen.is("GET", "continuation-token=") { Act::error(403, "AccessDenied") } else { Act::Pass }
+        },
+    );
+    home.tars(&prune).expect(1).says("AccessDenied");
+    assert!(proxy.count(|seen| seen.is("GET", "continuation-token=")) > 0, "it has a second page");
+    proxy.on(|seen| if seen.is("GET", "continuation-token=") { Act::CutAnswer } else { Act::Pass });
+    home.tars(&prune).expect(1);
+    // A manifest that cannot be read now is no damage, and no reason to go on without it.
+    proxy
+        .on(|seen| if seen.is("GET", "manifest.json") { Act::error(403, "AccessDenied") } else { Act::Pass });
+    home.tars(&prune).expect(1).says("AccessDenied");
+    assert_eq!(there(), before);
+    // A run whose store could not be listed deletes nothing either.
+    proxy.on(|_| Act::Pass);
+    let done = home.tars(&[&prune[..], &["--json"]].concat()).expect(0).json();
+    assert_eq!(done[0]["deeds"].as_array().unwrap().iter().filter(|d| d["done"] == true).count(), 270);
+    // Two calls for each backup that is looked at, and no more than a few for all of them together.
+    let each = proxy.count(|seen| seen.is("GET", "tars-backup-"));
+    assert!((542..560).contains(&each), "{each} objects were read");
+    let rows = home.tars(&["list", "--json", "--store", "s3"]).expect(0).json();
+    assert_eq!(rows.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_tier_that_is_promoted_gets_the_newest_good_one_byte_for_byte() {
+    let home = Home::new().documents().second_store();
+    let home = home
+        .extra(
+            "[tiers.cold]\nstores = [\"nas\", \"second\"]\npath = \"monthly\"\npromote_from = \"hot\"\nmax_age = \"8d\"",
+        )
+        .ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    let cold = ["backup", "--tier", "cold"];
+    home.tars(&cold).expect(1).says("no backup that could be promoted");
+    home.tars(&["backup", "--tier", "cold", "--only", "documents"]).expect(64).says("promoted from hot");
+    home.tars(&["backup", "--only", "documents"]).expect(0);
+    home.tars(&cold).expect(1).says("no backup that could be promoted");
+    sh("sleep 1.1");
+    home.backup(0);
+    let name = home.committed().pop().unwrap();
+    let daily = home.path("store/daily");
+    // Neither one that is newer and partial, nor one that nobody found good, nor one with an anomaly.
+    let soon = |minutes: i64| Timestamp::now() - SignedDuration::from_mins(minutes);
+    for (minutes, verified) in [(-3, true), (2, false)] {
+        fabricate(&daily, &daily, soon(minutes), verified, |_| ());
+    }
+    sh(&format!("rm -f '{}'/*.verified.x", daily.display()));
+    fabricate(&daily, &daily, soon(1), true, |m| m.anomalies = vec!["documents".into()]);
+    home.tars(&["backup", "--tier", "cold", "--dry-run"]).expect(0).says(&name);
+    assert!(!home.path("store/monthly").exists());
+    home.tars(&["pin", &name]).expect(0);
+    home.tars(&cold).expect(0).says(&name);
+    for store in ["store", "second"] {
+        sh(&format!(
+            "cmp '{0}/daily/{name}.tar.gz' '{1}/monthly/{name}.tar.gz'",
+            home.at("store"),
+            home.at(store)
+        ));
+        sh(&format!(
+            "cd '{}/monthly'; sha256sum -c {name}.tar.gz.sha256; test -s {name}.pin",
+            home.at(store)
+        ));
+    }
+    let row = home.tars(&["list", "--json", "--tier", "cold"]).expect(0).json();
+    assert_eq!((&row[0]["tier"], row.as_array().unwrap().len()), (&"cold".into(), 1), "the tier is the path");
+    home.tars(&cold).expect(0);
+    assert_eq!(listed(&home, &["--tier", "cold"]).len(), 1, "a second time it is there already");
+    assert_eq!(sh(&format!("ls -A '{}'", home.at("state/spool"))), "");
+    home.tars(&["verify", "--all", "--store", "second"]).expect(0);
+
+    // For months the same old one: that is a failure.
+    sh(&format!("rm -r '{0}'; mkdir '{0}'", daily.display()));
+    let monthly = home.path("store/monthly");
+    let old = fabricate(&monthly, &daily, days_ago(9), true, |_| ());
+    home.tars(&cold).expect(1).says("max_age").says(&old);
+    // A copy that is damaged is not copied, whatever its mark says.
+    let fresh = fabricate(&monthly, &daily, days_ago(2), true, |_| ());
+    sh(&format!(
+        "printf x | dd of='{}/{fresh}.tar.gz' bs=1 seek=500 conv=notrunc status=none",
+        daily.display()
+    ));
+    home.tars(&cold).expect(1).says("not what its manifest says");
+    assert_eq!(listed(&home, &["--tier", "cold"]).len(), 1);
+}
+
+#[test]
+fn a_plain_backup_is_sealed_when_it_is_promoted_out_of_the_house() {
+    let server = S3sFs::start();
+    let home = Home::new().documents();
+    for (name, value) in [("key-id", KEY_ID), ("secret", KEY)] {
+        std::fs::write(home.path(name), value).unwrap();
+    }
+    let (id, key, root) = (home.at("key-id"), home.at("secret"), home.root().display().to_string());
+    let identity = home.at("identity");
+    let recipient = sh(&format!("age-keygen -o '{identity}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
+    let home = home
+        .extra(&format!(
+            "[agent]\nhost = \"home-1\"\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\n\
+             [encryption]\nrecipients = [\"{recipient}\"]\n\
+             [stores.s3]\ntype = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+             key_id = {{ file = \"{id}\" }}\nkey = {{ file = \"{key}\" }}\n\
+             [tiers.cold]\nstores = [\"s3\"]\npath = \"monthly\"\npromote_from = \"hot\"",
+            server.endpoint()
+        ))
+        .ready();
+    home.tars(&["store", "init", "s3"]).expect(0);
+    home.backup(0);
+    let name = home.only();
+    home.tars(&["backup", "--tier", "cold"]).expect(0);
+    let dir = server.bucket().join("hosts/home-1/monthly");
+    let beside = std::fs::read_to_string(dir.join(format!("{name}.manifest.json"))).unwrap();
+    assert!(beside.contains(&recipient) && !beside.contains("checksums"), "{beside}");
+    sh(&format!(
+        "cd '{}'; test ! -e {name}.tar.gz; age -d -i '{identity}' {name}.tar.gz.age | cmp - '{}/daily/{name}.tar.gz'",
+        dir.display(),
+        home.at("store")
+    ));
+    home.tars(&["verify", "--all", "--store", "s3", "--deep", "--identity", &identity]).expect(0);
+    // A sealed one is copied as it is.
+    sh(&format!("rm '{}'/daily/*", home.at("store")));
+    let warm = "[tiers.warm]\nstores = [\"s3\", \"nas\"]\npath = \"monthly\"\n";
+    let config = std::fs::read_to_string(home.path("config.toml")).unwrap();
+    let (before, after) = config.split_once("[tiers.cold]").unwrap();
+    let after = after.split_once("\n\n").map_or("", |(_, rest)| rest);
+    std::fs::write(home.path("config.toml"), format!("{before}{warm}\n{after}")).unwrap();
+    home.tars(&["sync"]).expect(0).says("is in nas now");
+    sh(&format!(
+        "cmp '{0}/{name}.tar.gz.age' '{1}/monthly/{name}.tar.gz.age'",
+        dir.display(),
+        home.at("store")
+    ));
+}
+
+#[test]
+fn a_store_that_was_away_gets_what_its_rule_holds() {
+    let home = Home::new().documents().second_store();
+    let home = home.extra("[tiers.both.keep]\nwithin = \"7d\"\nmin = 1").ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    home.tars(&["backup", "--tier", "both"]).expect(0);
+    let (nas, second) = (home.path("store/both"), home.path("second/both"));
+    let make = |days: i64, verified: bool| fabricate(&nas, &nas, days_ago(days), verified, |_| ());
+    let wanted = [make(2, true), make(3, true)];
+    let (old, unproven, trashed) = (make(30, true), make(4, false), make(5, true));
+    std::fs::write(second.join(format!("{trashed}.trash")), "{}").unwrap();
+    sh(&format!("cp '{0}'/{trashed}.* '{1}'", nas.display(), second.display()));
+    home.tars(&["sync"]).expect(0).says(&wanted[0]).says(&wanted[1]);
+    for name in &wanted {
+        sh(&format!("cmp '{0}/{name}.tar.gz' '{1}/{name}.tar.gz'", nas.display(), second.display()));
+    }
+    for name in [&old, &unproven] {
+        assert!(!second.join(format!("{name}.manifest.json")).exists(), "{name}");
+    }
+    assert!(second.join(format!("{trashed}.trash")).exists());
+    home.tars(&["verify", "--all", "--store", "second"]).expect(0);
+    let again = home.tars(&["sync"]).expect(0);
+    assert!(again.stdout.contains("Nothing waits"), "{}", again.stdout);
 }

@@ -5,18 +5,27 @@ use std::time::Duration;
 use super::args::{BackupArgs, Global};
 use super::recover::lock;
 use super::session::{Failed, Session, load};
+use crate::config::Tier;
 use crate::exit::Exit;
 use crate::host::Identity;
 use crate::journal::Sink;
 use crate::marks::Pin;
 use crate::ops::backup::{self, BackupError, Outcome, PlanError, Request};
+use crate::ops::promote::{self, PromoteError};
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
+use crate::setup::Setup;
 
 pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
     let setup = load(global, &session.access)?;
     let request = request(args)?;
+    let tier = setup.tier(request.tier.as_deref().unwrap_or(&setup.agent.default_tier));
+    if let Some((tier, from)) = tier.and_then(|t| Some((t, t.promote_from.as_deref()?)))
+        && request.output_dir.is_none()
+    {
+        return promote(global, args, &session, &setup, tier, from);
+    }
     let plan = backup::plan(&setup, &request, &session.access.exe).map_err(|e| {
         // A tier belongs to the configuration; a component that is not there was mistyped here.
         let exit = if matches!(e, PlanError::NoTier { .. }) { Exit::Config } else { Exit::Usage };
@@ -48,6 +57,59 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
             Err(session.failed(Exit::Failed, &e))
         }
     }
+}
+
+/// A tier that is made of the backups of another: nothing is captured.
+fn promote(
+    global: &Global,
+    args: &BackupArgs,
+    session: &Session,
+    setup: &Setup,
+    tier: &Tier,
+    from: &str,
+) -> Result<Exit, Failed> {
+    let chosen = !args.only.is_empty() || !args.skip.is_empty() || !args.tag.is_empty();
+    if chosen
+        || args.include_models
+        || args.pin
+        || args.skip_chromadb
+        || args.skip_postgres
+        || args.skip_redis
+    {
+        let text =
+            format!("tier {} is promoted from {from}: a backup that is there is copied as it is", tier.name);
+        let hint = format!("give such options to: tars-backup backup --tier {from}; or pin it afterwards");
+        return Err(Failed::text(Exit::Usage, text, Some(hint)));
+    }
+    let told = |e: PromoteError| match e {
+        PromoteError::Interrupted(i) => session.interrupted(i),
+        e => session.failed(Exit::Failed, &e),
+    };
+    let identity = if args.dry_run { Identity::LookOnly } else { Identity::Make };
+    let owner = session.owner(setup, identity)?;
+    let world = session.world(&owner);
+    if args.dry_run {
+        let copies = promote::choose(setup, tier, from, &world).map_err(told)?;
+        let name = copies.first().map(|c| c.entry.name.to_string()).unwrap_or_default();
+        session.monitor.clear();
+        let printed = match global.json {
+            true => json::print(&serde_json::json!({
+                "tier": tier.name, "promote_from": from, "name": name, "stores": tier.stores,
+            })),
+            false => {
+                text::print(&format!("{name} of tier {from} would be copied to {}\n", tier.stores.join(", ")))
+            }
+        };
+        printed.map_err(Failed::output)?;
+        return Ok(Exit::Ok);
+    }
+    let (guard, _) = lock(session, &setup.agent, "backup", args.wait.unwrap_or(Duration::ZERO))?;
+    let outcome = promote::run(setup, tier, from, &guard, &world).map_err(|e| {
+        let failed = told(e);
+        session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&tier.name));
+        failed
+    })?;
+    finish(global, session, &outcome)
 }
 
 fn request(args: &BackupArgs) -> Result<Request, Failed> {

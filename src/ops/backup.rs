@@ -150,13 +150,8 @@ pub fn plan<'a>(
         .iter()
         .filter(|s| {
             let asked_for = request.include_models && s.kind == MODELS;
-            let of_tier = match &tier.components {
-                Components::Default => s.on_by_default,
-                Components::All => true,
-                Components::These(names) => names.iter().any(|n| n == s.name.as_str()),
-            };
             let named = request.any_tier && request.only.iter().any(|name| name == s.name.as_str());
-            of_tier || asked_for || named
+            is_of(s, tier) || asked_for || named
         })
         .collect();
     for name in request.only.iter().chain(&request.skip) {
@@ -200,6 +195,19 @@ pub fn plan<'a>(
             .collect(),
     };
     Ok(BackupPlan { tier, expected, selected, targets, request })
+}
+
+fn is_of(source: &Configured, tier: &Tier) -> bool {
+    match &tier.components {
+        Components::Default => source.on_by_default,
+        Components::All => true,
+        Components::These(names) => names.iter().any(|n| n == source.name.as_str()),
+    }
+}
+
+/// The components of a tier.
+pub(super) fn expected_of<'a>(setup: &'a Setup, tier: &'a Tier) -> impl Iterator<Item = &'a Configured> {
+    setup.sources.iter().filter(|s| is_of(s, tier))
 }
 
 /// Whether archives in that store are sealed.

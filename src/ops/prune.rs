@@ -246,7 +246,7 @@ fn draw(
 }
 
 /// What retention sees of a backup.
-fn copy(entry: &Entry, setup: &Setup) -> Copy {
+pub(super) fn copy(entry: &Entry, setup: &Setup) -> Copy {
     let manifest = entry.manifest.as_ref().ok();
     Copy {
         name: entry.name.clone(),

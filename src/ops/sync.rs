@@ -1,5 +1,8 @@
-//! Brings what waits in the spool to the stores that still lack it. What could go wrong: to give up what waits because it
+//! Brings what waits in the spool to the stores that still lack it, and to each store of a tier what the others have and it
+//! should have. What could go wrong: to give up what waits because it
 //! could not be delivered today; an entry goes only when every store has it.
+
+mod complete;
 
 use serde::Serialize;
 
@@ -73,29 +76,31 @@ impl Hint for SyncError {
     }
 }
 
-/// Delivers all that waits. The guard proves that nobody else does.
+/// Delivers all that waits, and then what a store lacks that another one of its tier has. The guard proves that nobody else does.
 pub fn run(setup: &Setup, _guard: &RunGuard, world: &World<'_>) -> Result<Outcome, SyncError> {
     let spool = Spool::new(&setup.agent.spool_dir, setup.agent.spool_limit);
     spool.sweep()?;
     let mut outcome = Outcome { deliveries: Vec::new(), unreadable: Vec::new() };
     for entry in spool.entries()? {
         match entry {
-            Ok(entry) => of_entry(entry, setup, world, &mut outcome)?,
+            Ok(entry) => outcome.deliveries.extend(of_entry(entry, setup, world)?),
             Err(e) => outcome.unreadable.push(Failure::of(&e, world)),
         }
     }
+    complete::run(setup, world, &mut outcome)?;
     for (_, e) in pins::settle(setup, world)? {
         outcome.unreadable.push(Failure::of(&e, world));
     }
     Ok(outcome)
 }
 
-fn of_entry(
+/// Delivers to each store that the entry waits for.
+pub(super) fn of_entry(
     mut entry: Entry,
     setup: &Setup,
     world: &World<'_>,
-    outcome: &mut Outcome,
-) -> Result<(), SyncError> {
+) -> Result<Vec<Delivered>, Interrupted> {
+    let mut delivered = Vec::new();
     let name = entry.manifest().backup_name.clone();
     for pending in entry.pending().to_vec() {
         world.cancel.check()?;
@@ -116,9 +121,9 @@ fn of_entry(
             let text = format!("The spool could not be brought up to date: {}", chain(&e));
             world.monitor.event(Event::new(What::Warning, text).backup(&name));
         }
-        outcome.deliveries.push(Delivered { name: name.clone(), store: pending.store, receipt, failure });
+        delivered.push(Delivered { name: name.clone(), store: pending.store, receipt, failure });
     }
-    Ok(())
+    Ok(delivered)
 }
 
 fn one(entry: &Entry, pending: &Pending, setup: &Setup, world: &World<'_>) -> Result<Receipt, Failure> {

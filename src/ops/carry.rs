@@ -1,0 +1,214 @@
+//! Takes a stored backup to stores that lack it, byte for byte: out of one store into the spool, and from there as
+//! anything that waits there. What could go wrong: a copy of something damaged; so it is hashed while it is fetched, and
+//! read back where it was brought.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::World;
+use super::backup::seals;
+use super::find::Found;
+use super::sync::{self, Delivered};
+use crate::archive::compress::Reserve;
+use crate::archive::pack::Packed;
+use crate::archive::seal::{SealError, seal};
+use crate::cancel::Interrupted;
+use crate::delivery::Parcel;
+use crate::hint::{Hint, chain};
+use crate::id::BackupName;
+use crate::manifest::{Encryption, Manifest};
+use crate::marks::{self, Accepted};
+use crate::ops::pins::{self, PinError};
+use crate::progress::{Event, What};
+use crate::setup::Setup;
+use crate::spool::{Pending, Spool, SpoolError};
+use crate::store::{self, StoreError};
+use crate::units::show_bytes;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CarryError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Pins(PinError),
+    #[error(transparent)]
+    Seal(SealError),
+    #[error("{name} still waits in the spool for another store")]
+    Waits { name: BackupName },
+    #[error("the spool would hold more than {limit} with {name}, which has {bytes}")]
+    Full { name: BackupName, bytes: String, limit: String },
+    #[error("no copy of {name} could be fetched: {why}")]
+    NoCopy { name: BackupName, why: String },
+    #[error("cannot write {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<PinError> for CarryError {
+    fn from(e: PinError) -> Self {
+        match e {
+            PinError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Pins(e),
+        }
+    }
+}
+
+impl From<SealError> for CarryError {
+    fn from(e: SealError) -> Self {
+        match e {
+            SealError::Interrupted(i) => Self::Interrupted(i),
+            e => Self::Seal(e),
+        }
+    }
+}
+
+impl Hint for CarryError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Spool(e) => return e.hint(),
+            Self::Pins(e) => return e.hint(),
+            Self::Seal(e) => return e.hint(),
+            Self::Waits { .. } => "deliver that first: tars-backup sync".into(),
+            Self::Full { .. } => "deliver what waits (tars-backup sync), or raise agent.spool_limit".into(),
+            Self::NoCopy { name, .. } => format!("look at its copies: tars-backup verify {name}"),
+            Self::Write { .. } => "make room, or set agent.spool_dir to a larger disk".into(),
+            Self::Interrupted(_) => return None,
+        })
+    }
+}
+
+/// Where a copy is to go.
+pub(super) struct Goal<'a> {
+    pub store: &'a dyn store::Store,
+    pub dir: String,
+}
+
+/// Brings a backup to `goals`. `copies`: the good ones of it, the one to be read first in front. What a store does not
+/// take now waits in the spool.
+pub(super) fn carry(
+    setup: &Setup,
+    copies: &[&Found<'_>],
+    goals: &[Goal<'_>],
+    world: &World<'_>,
+) -> Result<Vec<Delivered>, CarryError> {
+    let Some(Ok(manifest)) = copies.first().map(|c| c.entry.manifest.as_ref()) else { return Ok(Vec::new()) };
+    let name = &manifest.backup_name;
+    let spool = Spool::new(&setup.agent.spool_dir, setup.agent.spool_limit);
+    spool.sweep()?;
+    if spool.names()?.contains(name) {
+        return Err(CarryError::Waits { name: name.clone() });
+    }
+    let sealed = manifest.encryption.is_sealed();
+    let wants = |goal: &Goal<'_>| sealed || seals(setup, goal.store);
+    let twice = !sealed && goals.iter().any(wants);
+    let bytes = manifest.bytes.unwrap_or(0);
+    if !spool.has_room(bytes.saturating_mul(if twice { 2 } else { 1 }))? {
+        let (bytes, limit) = (show_bytes(bytes), show_bytes(spool.limit()));
+        return Err(CarryError::Full { name: name.clone(), bytes, limit });
+    }
+    let slot = spool.begin(name)?;
+    let packed = fetch(copies, slot.dir(), world)?;
+    let mut parcels = Vec::new();
+    if twice {
+        let to = slot.dir().join(name.sealed_archive());
+        let reserve = Reserve::of(slot.dir())
+            .map_err(|source| CarryError::Write { path: slot.dir().to_owned(), source })?;
+        let recipients = &setup.encryption.recipients;
+        world.monitor.phase("sealing", Some(packed.bytes));
+        let packed = seal(&packed.path, &to, recipients, reserve, world.cancel, world.monitor)?;
+        let recipients = recipients.texts().map(str::to_owned).collect();
+        parcels
+            .push(Parcel { packed, encryption: Encryption { method: Some("age".to_owned()), recipients } });
+    }
+    parcels.push(Parcel { packed, encryption: manifest.encryption.clone() });
+    let pending = goals.iter().map(|goal| Pending {
+        store: goal.store.name().to_owned(),
+        dir: goal.dir.clone(),
+        sealed: wants(goal),
+        error: None,
+    });
+    // A copy is kept as long as what it is a copy of.
+    if let Some(pin) = copies.iter().find_map(|c| c.entry.pin.as_ref()) {
+        let stores: Vec<&str> = goals.iter().map(|g| g.store.name()).collect();
+        pins::note(setup, name, pin, &stores)?;
+    }
+    let entry = slot.enter(manifest, &parcels.iter().collect::<Vec<_>>(), pending.collect())?;
+    let accepted = copies.iter().any(|c| c.entry.accepted);
+    let delivered = sync::of_entry(entry, setup, world)?;
+    for done in delivered.iter().filter(|d| accepted && d.receipt.is_some()) {
+        let Some(goal) = goals.iter().find(|g| g.store.name() == done.store) else { continue };
+        let mark = Accepted { time: Some((world.now)()) };
+        if let Err(e) = marks::set(goal.store, &goal.dir, name, &mark) {
+            let text = format!("{name} is not marked as accepted in {}: {}", done.store, chain(&e));
+            world.monitor.event(Event::new(What::Warning, text).backup(name).store(&done.store));
+        }
+    }
+    pins::settle(setup, world)?;
+    Ok(delivered)
+}
+
+/// The archive of the first copy that is what its manifest says.
+fn fetch(copies: &[&Found<'_>], dir: &Path, world: &World<'_>) -> Result<Packed, CarryError> {
+    let mut reasons = Vec::new();
+    for copy in copies {
+        let Ok(manifest) = &copy.entry.manifest else { continue };
+        let path = dir.join(manifest.archive_file());
+        match one(copy, manifest, &path, world) {
+            Ok(packed) => return Ok(packed),
+            Err(CarryError::NoCopy { why, .. }) => {
+                log::warn!("{} in {}: {why}", copy.entry.name, copy.store().name());
+                reasons.push(format!("{}: {why}", copy.store().name()));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    let name = copies[0].entry.name.clone();
+    Err(CarryError::NoCopy { name, why: reasons.join("; ") })
+}
+
+fn one(copy: &Found<'_>, manifest: &Manifest, path: &Path, world: &World<'_>) -> Result<Packed, CarryError> {
+    let name = &manifest.backup_name;
+    let bad = |why: String| CarryError::NoCopy { name: name.clone(), why };
+    let write = |source| CarryError::Write { path: path.to_owned(), source };
+    world.monitor.phase(&format!("fetching {name} from {}", copy.store().name()), manifest.bytes);
+    let mut stored = match copy.open(world.cancel) {
+        Ok((stored, _)) => stored,
+        Err(StoreError::Interrupted(i)) => return Err(i.into()),
+        Err(e) => return Err(bad(chain(&e))),
+    };
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(write)?;
+    let (mut hasher, mut bytes) = (Sha256::new(), 0);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        world.cancel.check()?;
+        let n = match stored.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => {
+                world.cancel.check()?;
+                return Err(bad(e.to_string()));
+            }
+        };
+        hasher.update(&buffer[..n]);
+        file.write_all(&buffer[..n]).map_err(write)?;
+        bytes += n as u64;
+        world.monitor.moved(n as u64);
+    }
+    file.sync_all().map_err(write)?;
+    let sha256 = hex::encode(hasher.finalize());
+    if manifest.bytes != Some(bytes) || manifest.sha256.as_deref() != Some(sha256.as_str()) {
+        return Err(bad("its bytes are not what its manifest says".to_owned()));
+    }
+    Ok(Packed { path: path.to_owned(), bytes, sha256 })
+}
