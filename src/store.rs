@@ -26,7 +26,7 @@ use crate::cancel::{Cancel, Interrupted};
 use crate::config::Section;
 use crate::hint::Hint;
 use crate::id::{self, Name};
-use crate::mounts::MountError;
+use crate::mounts::{self, MountError};
 use crate::vault::{SecretError, Vault};
 
 pub use credentials::{Credentials, Key};
@@ -421,24 +421,32 @@ pub struct Access {
 
 /// Reads `[stores]`. A new kind of store is one file and one line here.
 pub fn read_all(root: &Section<'_>, access: &Access) -> Vec<Box<dyn Store>> {
-    let mut stores: Vec<Box<dyn Store>> = Vec::new();
-    let mut roots: Vec<(String, String)> = Vec::new();
+    let mut read: Vec<(Section<'_>, Box<dyn Store>)> = Vec::new();
     for (name, s) in root.tables("stores") {
         if let Err(e) = name.parse::<Name>() {
             s.problem("", e.to_string(), None);
         }
         let store = read_one(&name, &s, access);
         s.finish();
-        if let Some((other, place)) = roots.iter().find(|(_, place)| overlap(place, &store.place())) {
+        read.push((s, store));
+    }
+    let local = read.iter().filter(|(_, store)| store.local_root().is_some()).count();
+    let mut roots: Vec<(&str, String)> = Vec::new();
+    for (s, store) in &read {
+        // A link to a directory is that directory; what does not answer has only its name.
+        let real =
+            store.local_root().filter(|_| local > 1).and_then(|dir| mounts::real_path(&access.exe, dir));
+        let place = real.map_or_else(|| store.place(), |dir| dir.display().to_string());
+        if let Some((other, place)) = roots.iter().find(|(_, other)| overlap(other, &place)) {
             s.problem(
                 "path",
                 format!("{} is or overlaps {place}, the root of store {other:?}", store.location()),
                 Some("give each store a directory of its own".into()),
             );
         }
-        roots.push((name.clone(), store.place()));
-        stores.push(store);
+        roots.push((store.name(), place));
     }
+    let stores: Vec<Box<dyn Store>> = read.into_iter().map(|(_, store)| store).collect();
     if stores.is_empty() {
         root.table("stores").problem(
             "",

@@ -4,7 +4,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
@@ -204,9 +204,18 @@ impl Store for FsStore {
     }
 
     fn place(&self) -> String {
-        // A link to a directory is that directory; what is not there yet has only its name.
-        let real = std::fs::canonicalize(&self.root).unwrap_or_else(|_| self.root.clone());
-        real.display().to_string()
+        // As it is spelled, because it is asked while the configuration is read: a mount that hangs must not be touched.
+        let mut spelled = PathBuf::new();
+        for part in self.root.components() {
+            match part {
+                Component::CurDir => {}
+                Component::ParentDir => {
+                    spelled.pop();
+                }
+                part => spelled.push(part),
+            }
+        }
+        spelled.display().to_string()
     }
 
     fn local_root(&self) -> Option<&Path> {
