@@ -138,7 +138,7 @@ impl Transport {
             return Err(Fault::of_answer(&answer, held));
         }
         if parts.extensions.get() == Some(&ServiceOperation("ListObjectsV2")) {
-            check_listing(&bytes)?;
+            check_listing(&bytes, &asked_from(&parts.uri))?;
         }
         let size = (!headless).then_some(bytes.len() as u64);
         Ok(respond(HttpBody::new(futures_util::stream::iter([Ok(Buffer::from(bytes))]), size)))
@@ -187,19 +187,32 @@ fn content_length(answer: &reqwest::Response) -> Option<u64> {
     answer.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Whether it is a whole page of a listing: anything else would read as an empty one.
-fn check_listing(bytes: &[u8]) -> Result<(), Fault> {
+/// From where a question for a page of a listing goes on; empty for the first one.
+fn asked_from(uri: &http::Uri) -> String {
+    let url = reqwest::Url::parse(&uri.to_string()).ok();
+    let token = url.as_ref().and_then(|u| u.query_pairs().find(|(name, _)| name == "continuation-token"));
+    token.map_or_else(String::new, |(_, value)| value.into_owned())
+}
+
+/// Whether it is a whole page of a listing, which says whether more follow: anything else would read as an empty one, or
+/// as one without an end. `from`: where it was to go on.
+fn check_listing(bytes: &[u8], from: &str) -> Result<(), Fault> {
     let text = String::from_utf8_lossy(bytes);
-    let whole = text.contains("<ListBucketResult") && text.trim_end().ends_with("</ListBucketResult>");
-    let empty = text.trim_end().ends_with("/>") && text.contains("<ListBucketResult");
-    if !whole && !empty {
+    if !text.contains("<ListBucketResult") || !text.trim_end().ends_with("</ListBucketResult>") {
         return Err(Fault::passing("the answer is no listing"));
     }
-    let more = element(&text, "IsTruncated").is_some_and(|t| t == "true");
-    if more && element(&text, "NextContinuationToken").is_none_or(|t| t.is_empty()) {
-        return Err(Fault::other("the listing breaks off without saying where it goes on"));
+    match element(&text, "IsTruncated").as_deref() {
+        Some("false") => return Ok(()),
+        Some("true") => {}
+        _ => return Err(Fault::other("the listing does not say whether it goes on")),
     }
-    Ok(())
+    match element(&text, "NextContinuationToken").unwrap_or_default() {
+        next if next.is_empty() => {
+            Err(Fault::other("the listing breaks off without saying where it goes on"))
+        }
+        next if next == from => Err(Fault::other("the listing does not go on: it gives the same page again")),
+        _ => Ok(()),
+    }
 }
 
 /// When something last moved.
@@ -314,7 +327,8 @@ mod tests {
     #[test]
     fn what_is_no_whole_listing_is_not_an_empty_one() {
         let page = |inside: &str| {
-            check_listing(format!("<ListBucketResult xmlns=\"x\">{inside}</ListBucketResult>\n").as_bytes())
+            let text = format!("<ListBucketResult xmlns=\"x\">{inside}</ListBucketResult>\n");
+            check_listing(text.as_bytes(), "before")
         };
         assert!(page("<IsTruncated>false</IsTruncated>").is_ok());
         assert!(
@@ -322,7 +336,21 @@ mod tests {
         );
         assert!(page("<IsTruncated>true</IsTruncated>").is_err());
         for bad in ["", "<html></html>", "{}", "<ListBucketResult><Contents><Key>a"] {
-            assert!(check_listing(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(check_listing(bad.as_bytes(), "").is_err(), "{bad:?}");
         }
+        // Whoever does not know whether there is more would ask for the first page for ever, or for this one.
+        assert!(page("").is_err() && page("<IsTruncated>maybe</IsTruncated>").is_err());
+        assert!(check_listing(b"<ListBucketResult/>", "").is_err());
+        assert!(
+            page("<IsTruncated>true</IsTruncated><NextContinuationToken>before</NextContinuationToken>")
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn where_a_listing_goes_on_is_read_as_it_was_meant() {
+        let from = |uri: &str| asked_from(&uri.parse().unwrap());
+        assert_eq!(from("http://h/b?list-type=2&continuation-token=a%2Bb%2F%3D&prefix=x"), "a+b/=");
+        assert_eq!(from("http://h/b?list-type=2"), "");
     }
 }
