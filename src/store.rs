@@ -35,6 +35,8 @@ pub use url::{UrlError, from_url};
 
 /// Marker object at the root of a store.
 pub const MARKER: &str = "tars-backup-store.json";
+/// Temporary objects begin with this; no listing shows them.
+const TEMP: &str = ".tars-backup-tmp-";
 /// Guide at the root of a store, for the day when nothing else is left.
 pub const GUIDE: &str = "RESTORE.md";
 
@@ -295,6 +297,12 @@ impl dyn Store + '_ {
         }
         Err(StoreError::ReadBack { store: self.name().to_owned(), object: object.to_owned() })
     }
+}
+
+/// Whether it is half an archive, which only a run that was killed leaves. Small objects may be in the making right now:
+/// verify needs no lock.
+fn is_leftover(name: &str) -> bool {
+    name.starts_with(TEMP) && name.contains(".tar.gz")
 }
 
 /// `dir/file`; without a directory the file alone.

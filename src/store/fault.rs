@@ -119,6 +119,12 @@ impl Fault {
         Self { kind, text: clean(&words, held) }
     }
 
+    /// Whether the server asks for nothing but time.
+    pub fn asks_for_time(answer: &Answer<'_>) -> bool {
+        let code = element(&String::from_utf8_lossy(answer.body), "Code").unwrap_or_default();
+        answer.status == 429 || matches!(code.as_str(), "SlowDown" | "TooManyRequests")
+    }
+
     /// Judges a failure of the connection.
     pub fn of_connection(error: &(dyn Error + 'static), held: &[String]) -> Self {
         let kind = if distrusts(error) { Kind::Refused(Refusal::Identity) } else { Kind::Passing };

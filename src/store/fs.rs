@@ -9,13 +9,10 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Access, Object, Put, Store, StoreError};
+use super::{Access, Object, Put, Store, StoreError, TEMP, is_leftover};
 use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::mounts;
-
-/// Temporary objects begin with this; they are never listed.
-const TEMP: &str = ".tars-backup-tmp-";
 
 pub struct FsStore {
     name: String,
@@ -326,8 +323,7 @@ impl Store for FsStore {
         for entry in entries {
             let entry = entry.map_err(fail)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            // Small objects may be in the making right now: verify needs no lock.
-            if name.starts_with(TEMP) && (name.ends_with(".tar.gz") || name.ends_with(".tar.gz.age")) {
+            if is_leftover(&name) {
                 std::fs::remove_file(entry.path()).map_err(fail)?;
                 removed.push(name);
             }
@@ -391,5 +387,14 @@ mod tests {
         }
         assert!(s.list("daily", &Cancel::default()).is_err(), "an unmounted store must not look empty");
         assert!(s.open("daily/x", &Cancel::default()).err().is_some_and(|e| e.is_not_found()));
+    }
+
+    #[test]
+    fn a_place_is_spelled_without_a_look_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("link")).unwrap();
+        let link = dir.path().join("link");
+        assert_eq!(store(&link.join("./a/../b/")).place(), link.join("b").display().to_string());
+        assert_eq!(store(Path::new("/../x")).place(), "/x");
     }
 }

@@ -30,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(15);
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(400);
+/// The same for a server that answers and asks for time, as a large one does when it moves work elsewhere.
+const PATIENCE_WHEN_ASKED: Duration = Duration::from_secs(60);
+const TRIES_WHEN_ASKED: u32 = 9;
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// Longest answer that is no object: a listing of a thousand names is far shorter.
 const LONGEST_ANSWER: usize = 16 << 20;
 /// Pieces in which a body goes out, so that it is seen to move.
@@ -64,6 +68,19 @@ fn is_here(endpoint: &str) -> bool {
     host == "localhost" || address.is_ok_and(|a| a.is_loopback())
 }
 
+/// A try that came to nothing.
+struct Failed {
+    fault: Fault,
+    /// The server asks for nothing but time.
+    asks_for_time: bool,
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self { fault, asks_for_time: false }
+    }
+}
+
 impl Transport {
     pub fn new(client: reqwest::Client, held: Vec<String>) -> Self {
         Self { client, held: Arc::new(held) }
@@ -88,7 +105,7 @@ impl Transport {
         body: &Buffer,
         moved: &Arc<Moved>,
         held: &[String],
-    ) -> Result<Response<HttpBody>, Fault> {
+    ) -> Result<Response<HttpBody>, Failed> {
         let url = reqwest::Url::parse(&parts.uri.to_string())
             .map_err(|_| Fault::other("the address of the endpoint is not a URL"))?;
         let mut request = self.client.request(parts.method.clone(), url).headers(parts.headers.clone());
@@ -124,18 +141,19 @@ impl Transport {
         while let Some(piece) = moved.or_silence(silence, answer.chunk()).await?.map_err(broken)? {
             moved.now();
             if bytes.len() + piece.len() > LONGEST_ANSWER {
-                return Err(Fault::other("the server answers with more than an answer can hold"));
+                return Err(Fault::other("the server answers with more than an answer can hold").into());
             }
             bytes.extend_from_slice(&piece);
         }
         if !headless && length.is_some_and(|wanted| wanted != bytes.len() as u64) {
-            return Err(Fault::passing("the server broke off its answer"));
+            return Err(Fault::passing("the server broke off its answer").into());
         }
         // Completing an upload can fail after it began to answer with success.
         if !status.is_success() || bytes.windows(7).take(256).any(|w| w == b"<Error>") {
             let status = status.as_u16();
             let answer = Answer { status: if status < 300 { 500 } else { status }, headless, body: &bytes };
-            return Err(Fault::of_answer(&answer, held));
+            let fault = Fault::of_answer(&answer, held);
+            return Err(Failed { fault, asks_for_time: Fault::asks_for_time(&answer) });
         }
         if parts.extensions.get() == Some(&ServiceOperation("ListObjectsV2")) {
             check_listing(&bytes, &asked_from(&parts.uri))?;
@@ -154,19 +172,23 @@ impl HttpTransport for Transport {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             moved.now();
-            let fault = match self.ask(&parts, &body, &moved, &held).await {
+            let Failed { fault, asks_for_time } = match self.ask(&parts, &body, &moved, &held).await {
                 Ok(answer) => return Ok(answer),
-                Err(fault) => fault,
+                Err(failed) => failed,
             };
             still += moved.since();
-            if fault.kind != Kind::Passing || attempt >= TRIES || still >= PATIENCE {
+            let (tries, patience) = match asks_for_time {
+                true => (TRIES_WHEN_ASKED, PATIENCE_WHEN_ASKED),
+                false => (TRIES, PATIENCE),
+            };
+            if fault.kind != Kind::Passing || attempt >= tries || still >= patience {
                 return Err(error(fault));
             }
             log::debug!("asking again: {fault}");
             let wait = jittered(pause);
             tokio::time::sleep(wait).await;
             still += wait;
-            pause *= 2;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Err(error(Fault::passing("no try was made")))
     }

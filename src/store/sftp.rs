@@ -19,14 +19,12 @@ use self::packet::{Attributes, Fields, Reply, Status};
 use self::session::{Identity, Route, SYNC, Session, no_sftp};
 use super::fault::{Fault, Kind, Stop, unless};
 use super::pace::{Pace, Paced};
-use super::{Access, Object, Put, Refusal, Store, StoreError};
+use super::{Access, Object, Put, Refusal, Store, StoreError, TEMP, is_leftover};
 use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::secret::SecretRef;
 use crate::vault::Vault;
 
-/// Temporary objects begin with this; they are never listed.
-const TEMP: &str = ".tars-backup-tmp-";
 /// Bytes of one request: any server takes that many.
 const PIECE: usize = 32 << 10;
 /// Requests under way.
@@ -761,8 +759,7 @@ impl Store for Sftp {
             .each(dir, &cancel)?
             .into_iter()
             .map(|(name, _)| name)
-            // Small objects may be in the making right now: verify needs no lock.
-            .filter(|name| name.starts_with(TEMP) && name.contains(".tar.gz"))
+            .filter(|name| is_leftover(name))
             .collect();
         for name in &left {
             self.delete(&super::object(dir, name))?;
