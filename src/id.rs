@@ -102,6 +102,12 @@ pub fn part_file(archive: &str, number: usize) -> String {
     format!("{archive}.p{number:04}")
 }
 
+/// Whether `file` has the name of a part of `archive`.
+pub fn is_part(file: &str, archive: &str) -> bool {
+    let number = file.strip_prefix(archive).and_then(|rest| rest.strip_prefix(".p"));
+    number.is_some_and(|n| n.len() >= 4 && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// The highest number of a part that still sorts behind all others.
 pub const MAX_PARTS: u64 = 9999;
 

@@ -1,7 +1,8 @@
 //! Is the disk that is meant really there? What could go wrong: an unmounted NAS looks like an empty directory and
 //! fills the root disk; and a hung one never answers, so it is asked by a child that may be left behind.
 
-use std::io;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -47,14 +48,22 @@ impl crate::hint::Hint for MountError {
 /// How long a mount may take to answer.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Asks a child whether `path` answers; then, where `must_be_mount` is set, whether it lies on a mounted disk.
-pub fn check(exe: &Path, path: &Path, must_be_mount: bool, cancel: &Cancel) -> Result<(), MountError> {
+/// The same where nothing depends on the answer.
+const SHORT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Asks a child about `path`: its exit status, and what it wrote.
+fn ask(
+    exe: &Path,
+    path: &Path,
+    deadline: Duration,
+    cancel: &Cancel,
+) -> Result<(Option<i32>, Vec<u8>), MountError> {
     let look = |source| MountError::Look { path: path.to_owned(), source };
     let mut child = Command::new(exe)
         .arg(PROBE_COMMAND)
         .arg(path)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .map_err(look)?;
@@ -64,15 +73,27 @@ pub fn check(exe: &Path, path: &Path, must_be_mount: bool, cancel: &Cancel) -> R
             break status;
         }
         let stop = cancel.check();
-        if stop.is_err() || started.elapsed() > DEADLINE {
+        if stop.is_err() || started.elapsed() > deadline {
             // A child that hangs in the kernel cannot be waited for; it ends when the mount answers.
             let _ = child.kill();
             stop?;
-            return Err(MountError::Hung { path: path.to_owned(), seconds: DEADLINE.as_secs() });
+            return Err(MountError::Hung { path: path.to_owned(), seconds: deadline.as_secs() });
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    match status.code() {
+    // It has ended, and a path fits into a pipe.
+    let mut said = Vec::new();
+    if let Some(mut from) = child.stdout.take() {
+        from.read_to_end(&mut said).map_err(look)?;
+    }
+    Ok((status.code(), said))
+}
+
+/// Asks a child whether `path` answers; then, where `must_be_mount` is set, whether it lies on a mounted disk.
+pub fn check(exe: &Path, path: &Path, must_be_mount: bool, cancel: &Cancel) -> Result<(), MountError> {
+    let look = |source| MountError::Look { path: path.to_owned(), source };
+    let (code, _) = ask(exe, path, DEADLINE, cancel)?;
+    match code {
         Some(0) => {}
         Some(PROBE_MISSING) => return Err(MountError::Missing { path: path.to_owned() }),
         _ => return Err(look(io::Error::other("not a directory that can be read"))),
@@ -83,13 +104,26 @@ pub fn check(exe: &Path, path: &Path, must_be_mount: bool, cancel: &Cancel) -> R
     Ok(())
 }
 
+/// The directory `path` without the links on its way, told by a child; None where it is not there or does not answer soon.
+pub fn real_path(exe: &Path, path: &Path) -> Option<PathBuf> {
+    match ask(exe, path, SHORT_DEADLINE, &Cancel::default()) {
+        Ok((Some(0), said)) if !said.is_empty() => Some(PathBuf::from(OsString::from_vec(said))),
+        _ => None,
+    }
+}
+
 const PROBE_MISSING: i32 = 3;
 
-/// What the probing child does; its result is its exit status.
+/// What the probing child does; its result is its exit status, and the real path on its output.
 pub fn probe(path: &Path) -> u8 {
     match std::fs::read_dir(path) {
         Ok(mut entries) => {
             let _ = entries.next();
+            if let Ok(real) = std::fs::canonicalize(path) {
+                // Whoever does not want to know has gone.
+                let mut out = io::stdout();
+                let _ = out.write_all(real.as_os_str().as_bytes()).and_then(|()| out.flush());
+            }
             0
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => PROBE_MISSING as u8,
@@ -108,7 +142,7 @@ fn longest_mount(mountinfo: &[u8], real: &Path) -> PathBuf {
     mountinfo
         .split(|b| *b == b'\n')
         .filter_map(|line| line.split(|b| *b == b' ').nth(4))
-        .map(|field| PathBuf::from(std::ffi::OsString::from_vec(unescape(field))))
+        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
         .filter(|mount| real.starts_with(mount))
         .max_by_key(|mount| mount.as_os_str().as_bytes().len())
         .unwrap_or_else(|| PathBuf::from("/"))

@@ -1,8 +1,8 @@
 //! Archives that a store still lacks wait here until every store has them. What could go wrong: a waiting archive that
 //! is dropped to make room, or one that nobody knows of; so a full spool refuses the new one, and an entry tells what is
-//! missing where. An entry without that note was never finished and is swept.
+//! missing where. An entry without that note was never finished and is swept; what cannot be looked at is not without.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, DirEntry, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,9 @@ pub struct Pending {
     /// Directory in that store.
     pub dir: String,
     pub sealed: bool,
+    /// Whether something was sent there: then what has the name there is ours.
+    #[serde(default)]
+    pub begun: bool,
     /// Why it does not have it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -67,10 +70,18 @@ struct Waiting {
     encryption: Encryption,
 }
 
+impl Waiting {
+    fn of(parcel: &Parcel) -> Self {
+        Self {
+            bytes: parcel.packed.bytes,
+            sha256: parcel.packed.sha256.clone(),
+            encryption: parcel.encryption.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
-    /// When it was packed, RFC 3339, UTC.
-    since: String,
     manifest: Manifest,
     archives: Vec<Waiting>,
     pending: Vec<Pending>,
@@ -93,16 +104,16 @@ impl Spool {
         Self { dir: dir.to_owned(), limit }
     }
 
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// Bytes of all archives that wait.
     pub fn bytes(&self) -> Result<u64, SpoolError> {
         let mut sum = 0;
         for dir in self.dirs()? {
             for file in entries_of(&dir)? {
-                sum += file.metadata().map_or(0, |m| m.len());
+                sum += match file.metadata() {
+                    Ok(found) => found.len(),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+                    Err(e) => return Err(failed("look at", &file.path(), e)),
+                };
             }
         }
         Ok(sum)
@@ -127,8 +138,12 @@ impl Spool {
 
     /// All that waits, oldest first. A note that does not read is an error of its own: the archive is not lost.
     pub fn entries(&self) -> Result<Vec<Result<Entry, SpoolError>>, SpoolError> {
-        let with_note = |dir: &PathBuf| dir.join(NOTE).exists();
-        Ok(self.dirs()?.into_iter().filter(with_note).map(Entry::read).collect())
+        let entry = |dir: PathBuf| match has_note(&dir) {
+            Ok(true) => Some(Entry::read(dir)),
+            Ok(false) => None,
+            Err(e) => Some(Err(e)),
+        };
+        Ok(self.dirs()?.into_iter().filter_map(entry).collect())
     }
 
     /// Names that are in use here.
@@ -141,7 +156,7 @@ impl Spool {
     pub fn sweep(&self) -> Result<Vec<String>, SpoolError> {
         let mut removed = Vec::new();
         for dir in self.dirs()? {
-            if !dir.join(NOTE).exists() {
+            if !has_note(&dir)? {
                 std::fs::remove_dir_all(&dir).map_err(|e| failed("remove", &dir, e))?;
                 removed.push(dir.file_name().unwrap_or_default().to_string_lossy().into_owned());
             }
@@ -151,13 +166,26 @@ impl Spool {
 
     /// The directories of the entries, whole or not, oldest first. Whatever else lies here is not ours.
     fn dirs(&self) -> Result<Vec<PathBuf>, SpoolError> {
-        let ours = |path: &PathBuf| {
-            let name = path.file_name().and_then(|n| n.to_str());
-            path.is_dir() && name.is_some_and(|n| n.parse::<BackupName>().is_ok())
-        };
-        let mut dirs: Vec<PathBuf> = entries_of(&self.dir)?.into_iter().filter(ours).collect();
+        let mut dirs = Vec::new();
+        for entry in entries_of(&self.dir)? {
+            let ours = entry.file_name().to_str().is_some_and(|n| n.parse::<BackupName>().is_ok());
+            if ours && entry.file_type().map_err(|e| failed("look at", &entry.path(), e))?.is_dir() {
+                dirs.push(entry.path());
+            }
+        }
         dirs.sort();
         Ok(dirs)
+    }
+}
+
+/// Whether a directory is an entry. Only where the note is not there is it none: one that cannot be looked at may be the
+/// last trace of a backup.
+fn has_note(dir: &Path) -> Result<bool, SpoolError> {
+    let path = dir.join(NOTE);
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(failed("look at", &path, e)),
     }
 }
 
@@ -172,24 +200,18 @@ impl Slot {
         &self.dir
     }
 
-    /// Makes what was packed an entry: from here on it survives our death.
+    /// Makes what was packed an entry: from here on it survives our death. Where that fails it stays until the slot is
+    /// dropped.
     pub fn enter(
-        mut self,
+        &mut self,
         manifest: &Manifest,
         parcels: &[&Parcel],
         pending: Vec<Pending>,
     ) -> Result<Entry, SpoolError> {
-        let waiting = |p: &&Parcel| Waiting {
-            bytes: p.packed.bytes,
-            sha256: p.packed.sha256.clone(),
-            encryption: p.encryption.clone(),
-        };
-        let archives = parcels.iter().map(waiting).collect();
-        let since = manifest.timestamp.clone();
-        let note = Note { since, manifest: manifest.clone(), archives, pending };
+        let archives = parcels.iter().map(|p| Waiting::of(p)).collect();
+        let note = Note { manifest: manifest.clone(), archives, pending };
         for parcel in parcels {
-            let path = &parcel.packed.path;
-            File::open(path).and_then(|f| f.sync_all()).map_err(|e| failed("sync", path, e))?;
+            sync_file(&parcel.packed.path)?;
         }
         let entry = Entry { dir: self.dir.clone(), note };
         entry.write()?;
@@ -233,18 +255,19 @@ impl Entry {
         &self.note.manifest
     }
 
-    pub fn since(&self) -> &str {
-        &self.note.since
-    }
-
     pub fn pending(&self) -> &[Pending] {
         &self.note.pending
+    }
+
+    /// Where the archive lies in that form, or would.
+    pub fn path(&self, sealed: bool) -> PathBuf {
+        self.dir.join(self.note.manifest.backup_name.archive_as(sealed))
     }
 
     /// The archive, plain or sealed, as it waits here.
     pub fn parcel(&self, sealed: bool) -> Option<Parcel> {
         let waiting = self.note.archives.iter().find(|w| w.encryption.is_sealed() == sealed)?;
-        let path = self.dir.join(self.note.manifest.backup_name.archive_as(sealed));
+        let path = self.path(sealed);
         let packed = Packed { path, bytes: waiting.bytes, sha256: waiting.sha256.clone() };
         Some(Parcel { packed, encryption: waiting.encryption.clone() })
     }
@@ -255,14 +278,40 @@ impl Entry {
         if self.note.pending.is_empty() {
             return self.remove();
         }
+        self.settle()
+    }
+
+    /// Writes the note, and then removes the archives that no store waits for any more.
+    fn settle(&mut self) -> Result<(), SpoolError> {
+        let Note { archives, pending, .. } = &mut self.note;
+        archives.retain(|w| pending.iter().any(|p| p.sealed == w.encryption.is_sealed()));
         self.write()?;
         for sealed in [false, true] {
             if !self.note.pending.iter().any(|p| p.sealed == sealed) {
-                let path = self.dir.join(self.note.manifest.backup_name.archive_as(sealed));
-                remove_file(&path)?;
+                remove_file(&self.path(sealed))?;
             }
         }
         Ok(())
+    }
+
+    /// That store waits for the archive in this form from now on, which lies at its `path`.
+    pub fn seal_for(&mut self, store: &str, sealed: &Parcel) -> Result<(), SpoolError> {
+        sync_file(&sealed.packed.path)?;
+        if self.parcel(true).is_none() {
+            self.note.archives.push(Waiting::of(sealed));
+        }
+        for p in self.note.pending.iter_mut().filter(|p| p.store == store) {
+            p.sealed = true;
+        }
+        self.settle()
+    }
+
+    /// Notes that something is sent to a store, before it is.
+    pub fn begun(&mut self, store: &str) -> Result<(), SpoolError> {
+        for p in self.note.pending.iter_mut().filter(|p| p.store == store) {
+            p.begun = true;
+        }
+        self.write()
     }
 
     /// Notes why a store does not have it yet.
@@ -288,13 +337,17 @@ fn remove_file(path: &Path) -> Result<(), SpoolError> {
     }
 }
 
-fn entries_of(dir: &Path) -> Result<Vec<PathBuf>, SpoolError> {
+fn sync_file(path: &Path) -> Result<(), SpoolError> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| failed("sync", path, e))
+}
+
+fn entries_of(dir: &Path) -> Result<Vec<DirEntry>, SpoolError> {
     let fail = |e| failed("list", dir, e);
     let entries = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(fail)?,
     };
-    entries.map(|e| e.map(|e| e.path()).map_err(fail)).collect()
+    entries.map(|e| e.map_err(fail)).collect()
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> SpoolError {
@@ -311,7 +364,7 @@ mod tests {
     use crate::manifest::tests::sample;
 
     fn pending(store: &str, sealed: bool) -> Pending {
-        Pending { store: store.into(), dir: "daily".into(), sealed, error: None }
+        Pending { store: store.into(), dir: "daily".into(), sealed, begun: false, error: None }
     }
 
     fn packed(dir: &Path, sealed: bool) -> Parcel {
@@ -329,7 +382,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::new(&dir.path().join("spool"), 1000);
         let name = sample().backup_name;
-        let slot = spool.begin(&name).unwrap();
+        let mut slot = spool.begin(&name).unwrap();
         let at = slot.dir().to_owned();
         let (plain, sealed) = (packed(&at, false), packed(&at, true));
         let stores = vec![pending("nas", false), pending("s3", true)];
@@ -375,5 +428,57 @@ mod tests {
         drop(slot);
         assert_eq!(spool.bytes().unwrap(), 0);
         assert!(spool.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_neither_swept_nor_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::new(dir.path(), 1000);
+        let name = sample().backup_name;
+        let mut slot = spool.begin(&name).unwrap();
+        let (at, parcel) = (slot.dir().to_owned(), packed(slot.dir(), false));
+        slot.enter(&sample(), &[&parcel], vec![pending("nas", false)]).unwrap();
+        // A note that the system finds no way to, as on a disk that fails.
+        std::fs::remove_file(at.join(NOTE)).unwrap();
+        std::os::unix::fs::symlink(NOTE, at.join(NOTE)).unwrap();
+        assert!(!spool.sweep().is_ok_and(|removed| !removed.is_empty()));
+        assert!(parcel.packed.path.exists(), "the only copy is gone");
+        assert!(matches!(spool.entries().unwrap()[0], Err(SpoolError::Io { .. })));
+        assert_eq!(spool.names().unwrap(), [name]);
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_written_leaves_the_archive_until_the_slot_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::new(dir.path(), 1000);
+        let mut slot = spool.begin(&sample().backup_name).unwrap();
+        let parcel = packed(slot.dir(), false);
+        std::fs::create_dir(slot.dir().join(NOTE)).unwrap();
+        slot.enter(&sample(), &[&parcel], vec![pending("nas", false)]).map(drop).unwrap_err();
+        assert!(parcel.packed.path.exists());
+        drop(slot);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_archive_that_is_sealed_later_takes_the_place_of_the_plain_one_store_by_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::new(dir.path(), 1000);
+        let mut slot = spool.begin(&sample().backup_name).unwrap();
+        let plain = packed(slot.dir(), false);
+        let stores = vec![pending("one", false), pending("two", false)];
+        let mut entry = slot.enter(&sample(), &[&plain], stores).unwrap();
+        let at = slot.dir().to_owned();
+        drop(slot);
+        let sealed = packed(&at, true);
+        assert_eq!(entry.path(true), sealed.packed.path);
+        entry.begun("one").unwrap();
+        entry.seal_for("one", &sealed).unwrap();
+        let mut entry = spool.entries().unwrap().swap_remove(0).unwrap();
+        let known: Vec<_> = entry.pending().iter().map(|p| (p.sealed, p.begun)).collect();
+        assert_eq!(known, [(true, true), (false, false)]);
+        assert!(plain.packed.path.exists() && entry.parcel(true).is_some());
+        entry.seal_for("two", &sealed).unwrap();
+        assert!(!plain.packed.path.exists() && sealed.packed.path.exists());
     }
 }

@@ -27,7 +27,7 @@ use crate::cancel::{Cancel, Interrupted};
 use crate::config::Section;
 use crate::hint::Hint;
 use crate::id::{self, Name};
-use crate::mounts::MountError;
+use crate::mounts::{self, MountError};
 use crate::vault::{SecretError, Vault};
 
 pub use credentials::{Credentials, Key};
@@ -36,6 +36,8 @@ pub use url::{UrlError, from_url};
 
 /// Marker object at the root of a store.
 pub const MARKER: &str = "tars-backup-store.json";
+/// Temporary objects begin with this; no listing shows them.
+const TEMP: &str = ".tars-backup-tmp-";
 /// Guide at the root of a store, for the day when nothing else is left.
 pub const GUIDE: &str = "RESTORE.md";
 
@@ -249,7 +251,7 @@ pub trait Store: Send + Sync {
     fn dirs(&self, dir: &str, cancel: &Cancel) -> Result<Vec<String>, StoreError>;
 
     /// Reads what the medium holds, as far as that can be enforced, not what a cache remembers. Shorter than it is an
-    /// object reads only with an error.
+    /// object reads only with an error, which carries what the store said (`broken`).
     fn open(&self, object: &str, cancel: &Cancel) -> Result<Box<dyn Read + Send>, StoreError>;
 
     /// Stores exactly `bytes` bytes of `data` so that they survive a power cut once this returns. `moved` hears of
@@ -283,13 +285,22 @@ impl dyn Store + '_ {
     pub fn read_small(&self, object: &str, cancel: &Cancel) -> Result<Vec<u8>, StoreError> {
         const LIMIT: u64 = 64 << 20;
         let mut data = Vec::new();
-        self.open(object, cancel)?.take(LIMIT).read_to_end(&mut data).map_err(|source| StoreError::Io {
-            store: self.name().to_owned(),
-            action: "read",
-            object: object.to_owned(),
-            source,
-        })?;
+        let mut from = self.open(object, cancel)?.take(LIMIT);
+        from.read_to_end(&mut data).map_err(|e| self.broken(object, e))?;
         Ok(data)
+    }
+
+    /// What reading an object failed with: what the store said of it, or that we were stopped, where the error carries
+    /// that.
+    pub fn broken(&self, object: &str, e: std::io::Error) -> StoreError {
+        let source = match e.downcast::<StoreError>() {
+            Ok(told) => return told,
+            Err(e) => e,
+        };
+        if source.get_ref().is_some_and(|inner| inner.is::<Interrupted>()) {
+            return Interrupted.into();
+        }
+        StoreError::Io { store: self.name().to_owned(), action: "read", object: object.to_owned(), source }
     }
 
     /// Stores a small object and reads it back.
@@ -302,6 +313,12 @@ impl dyn Store + '_ {
         }
         Err(StoreError::ReadBack { store: self.name().to_owned(), object: object.to_owned() })
     }
+}
+
+/// Whether it is half an archive, which only a run that was killed leaves. Small objects may be in the making right now:
+/// verify needs no lock.
+fn is_leftover(name: &str) -> bool {
+    name.starts_with(TEMP) && name.contains(".tar.gz")
 }
 
 /// `dir/file`; without a directory the file alone.
@@ -437,24 +454,32 @@ pub struct Access {
 
 /// Reads `[stores]`. A new kind of store is one file and one line here.
 pub fn read_all(root: &Section<'_>, access: &Access) -> Vec<Box<dyn Store>> {
-    let mut stores: Vec<Box<dyn Store>> = Vec::new();
-    let mut roots: Vec<(String, String)> = Vec::new();
+    let mut read: Vec<(Section<'_>, Box<dyn Store>)> = Vec::new();
     for (name, s) in root.tables("stores") {
         if let Err(e) = name.parse::<Name>() {
             s.problem("", e.to_string(), None);
         }
         let store = read_one(&name, &s, access);
         s.finish();
-        if let Some((other, place)) = roots.iter().find(|(_, place)| overlap(place, &store.place())) {
+        read.push((s, store));
+    }
+    let local = read.iter().filter(|(_, store)| store.local_root().is_some()).count();
+    let mut roots: Vec<(&str, String)> = Vec::new();
+    for (s, store) in &read {
+        // A link to a directory is that directory; what does not answer has only its name.
+        let real =
+            store.local_root().filter(|_| local > 1).and_then(|dir| mounts::real_path(&access.exe, dir));
+        let place = real.map_or_else(|| store.place(), |dir| dir.display().to_string());
+        if let Some((other, place)) = roots.iter().find(|(_, other)| overlap(other, &place)) {
             s.problem(
                 "path",
                 format!("{} is or overlaps {place}, the root of store {other:?}", store.location()),
                 Some("give each store a directory of its own".into()),
             );
         }
-        roots.push((name.clone(), store.place()));
-        stores.push(store);
+        roots.push((store.name(), place));
     }
+    let stores: Vec<Box<dyn Store>> = read.into_iter().map(|(_, store)| store).collect();
     if stores.is_empty() {
         root.table("stores").problem(
             "",
@@ -502,4 +527,152 @@ pub fn schemas(access: &Access) -> Vec<serde_json::Value> {
             schema
         })
         .collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    pub(crate) type Rule = Box<dyn FnMut(&str, &str) -> Option<StoreError> + Send>;
+
+    /// A directory that fails where a test wants it to.
+    pub(crate) struct Odd {
+        pub inside: FsStore,
+        pub part_bytes: Option<u64>,
+        pub free: Option<u64>,
+        /// Asked before each act, by its verb and the object: what it fails with. `read` is the first read of an object
+        /// that was opened.
+        pub rule: Mutex<Rule>,
+    }
+
+    impl Odd {
+        pub fn new(root: &Path) -> Self {
+            Self {
+                inside: FsStore::unmarked(root, Path::new("/nonexistent")),
+                part_bytes: None,
+                free: None,
+                rule: Mutex::new(Box::new(|_, _| None)),
+            }
+        }
+
+        pub fn on(&self, rule: impl FnMut(&str, &str) -> Option<StoreError> + Send + 'static) {
+            *self.rule.lock().unwrap() = Box::new(rule);
+        }
+
+        fn ask(&self, verb: &str, object: &str) -> Result<(), StoreError> {
+            (self.rule.lock().unwrap())(verb, object).map_or(Ok(()), Err)
+        }
+    }
+
+    pub(crate) fn down(object: &str) -> StoreError {
+        let (store, object) = ("odd".to_owned(), object.to_owned());
+        StoreError::Down { store, action: "read", object, why: "the line is cut".to_owned() }
+    }
+
+    pub(crate) fn refused(object: &str) -> StoreError {
+        let (store, object, refusal) = ("odd".to_owned(), object.to_owned(), Refusal::Other);
+        StoreError::Refused { store, action: "use", object, refusal, why: "told so".to_owned() }
+    }
+
+    /// Breaks at once.
+    struct Broken(Option<StoreError>);
+
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(self.0.take().map_or_else(|| io::Error::other("broken before"), io::Error::other))
+        }
+    }
+
+    impl Store for Odd {
+        fn name(&self) -> &str {
+            "odd"
+        }
+
+        fn location(&self) -> String {
+            self.inside.location()
+        }
+
+        fn place(&self) -> String {
+            self.inside.place()
+        }
+
+        fn part_bytes(&self) -> Option<u64> {
+            self.part_bytes
+        }
+
+        fn reach(&self, _: &Cancel) -> Result<(), StoreError> {
+            self.ask("reach", "")
+        }
+
+        fn create_root(&self, _: &Cancel) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        fn needs_marker(&self) -> bool {
+            false
+        }
+
+        fn list(&self, dir: &str, cancel: &Cancel) -> Result<Vec<Object>, StoreError> {
+            self.ask("list", dir)?;
+            self.inside.list(dir, cancel)
+        }
+
+        fn dirs(&self, dir: &str, cancel: &Cancel) -> Result<Vec<String>, StoreError> {
+            self.inside.dirs(dir, cancel)
+        }
+
+        fn open(&self, object: &str, cancel: &Cancel) -> Result<Box<dyn Read + Send>, StoreError> {
+            self.ask("open", object)?;
+            let inside = self.inside.open(object, cancel)?;
+            Ok(match self.ask("read", object) {
+                Ok(()) => inside,
+                Err(e) => Box::new(Broken(Some(e))),
+            })
+        }
+
+        fn put(
+            &self,
+            object: &str,
+            data: &mut dyn Read,
+            bytes: u64,
+            how: Put,
+            cancel: &Cancel,
+            moved: &dyn Fn(u64),
+        ) -> Result<(), StoreError> {
+            self.ask("put", object)?;
+            self.inside.put(object, data, bytes, how, cancel, moved)
+        }
+
+        fn delete(&self, object: &str) -> Result<(), StoreError> {
+            self.ask("delete", object)?;
+            self.inside.delete(object)
+        }
+
+        fn sweep(&self, _: &str) -> Result<Vec<String>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
+            Ok(self.free)
+        }
+    }
+
+    #[test]
+    fn what_a_broken_read_is_told_as_is_what_the_store_said() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("x"), "data").unwrap();
+        let odd = Odd::new(dir.path());
+        let store: &dyn Store = &odd;
+        odd.on(|verb, object| (verb == "read").then(|| down(object)));
+        assert!(matches!(store.read_small("x", &Cancel::default()), Err(StoreError::Down { .. })));
+        odd.on(|verb, _| (verb == "read").then(|| Interrupted.into()));
+        assert!(matches!(store.read_small("x", &Cancel::default()), Err(StoreError::Interrupted(_))));
+        let own = store.broken("x", io::Error::other(Interrupted));
+        assert!(matches!(own, StoreError::Interrupted(_)));
+        let disk = store.broken("x", io::Error::from_raw_os_error(5));
+        assert!(matches!(disk, StoreError::Io { ref source, .. } if source.raw_os_error() == Some(5)));
+    }
 }

@@ -69,7 +69,7 @@ impl Stored {
 
 struct Joined<'a> {
     store: &'a dyn Store,
-    /// What is still to be read, the next one last.
+    /// What is still to be opened, the next one last.
     paths: Vec<String>,
     now: Option<Box<dyn Read + Send>>,
     hasher: Sha256,
@@ -78,11 +78,13 @@ struct Joined<'a> {
 }
 
 impl Joined<'_> {
+    /// Opens the next object. One that does not open stays the next one: whoever reads on gets it or an error, never
+    /// what comes after it.
     fn next(&mut self) -> Result<(), StoreError> {
-        self.now = match self.paths.pop() {
-            Some(path) => Some(self.store.open(&path, &self.cancel)?),
-            None => None,
-        };
+        if let Some(path) = self.paths.last() {
+            self.now = Some(self.store.open(path, &self.cancel)?);
+            self.paths.pop();
+        }
         Ok(())
     }
 }
@@ -93,7 +95,13 @@ impl Read for Joined<'_> {
             return Ok(0);
         }
         loop {
-            let Some(now) = &mut self.now else { return Ok(0) };
+            let Some(now) = &mut self.now else {
+                if self.paths.is_empty() {
+                    return Ok(0);
+                }
+                self.next().map_err(io::Error::other)?;
+                continue;
+            };
             let n = now.read(buf)?;
             if n > 0 {
                 self.hasher.update(&buf[..n]);
@@ -103,7 +111,7 @@ impl Read for Joined<'_> {
             if let Ok(mut sums) = self.sums.lock() {
                 sums.push(hex::encode(sum));
             }
-            self.next().map_err(io::Error::other)?;
+            self.now = None;
         }
     }
 }
@@ -112,6 +120,7 @@ impl Read for Joined<'_> {
 mod tests {
     use super::*;
     use crate::store::FsStore;
+    use crate::store::tests::{Odd, down};
     use std::path::Path;
 
     fn listed(names: &[(&str, u64)]) -> Vec<Object> {
@@ -154,5 +163,31 @@ mod tests {
         assert!(reader.read_to_end(&mut Vec::new()).is_err());
         let gone = Stored { objects: listed(&[("z", 1)]) };
         assert!(gone.open(&store, "", &Cancel::default()).err().is_some_and(|e| e.is_not_found()));
+    }
+
+    #[test]
+    fn whoever_reads_on_after_an_error_misses_no_part() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.p0001", "a.p0002", "a.p0003"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let store = Odd::new(dir.path());
+        let found = Stored::find(&listed(&[("a.p0001", 7), ("a.p0002", 7), ("a.p0003", 7)]), "a").unwrap();
+        let mut left = 2;
+        store.on(move |verb, object| {
+            let fails = verb == "open" && object == "a.p0002" && left > 0;
+            left -= i32::from(fails);
+            fails.then(|| down(object))
+        });
+        let (mut reader, sums) = found.open(&store, "", &Cancel::default()).unwrap();
+        let mut text = String::new();
+        for _ in 0..2 {
+            let broken = reader.read_to_string(&mut text).unwrap_err();
+            let told = (&store as &dyn Store).broken("a", broken);
+            assert!(matches!(told, StoreError::Down { .. }), "{told:?}");
+        }
+        reader.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("a.p0002a.p0003"), "{text}");
+        assert_eq!(sums.lock().unwrap().len(), 3);
     }
 }

@@ -8,7 +8,7 @@ mod support;
 use std::path::PathBuf;
 
 use proptest::test_runner::{Config, TestRunner};
-use support::Home;
+use support::{Home, run, sh};
 
 fn with_backup() -> Home {
     let home = Home::new().documents();
@@ -138,4 +138,38 @@ fn a_swapped_backup_under_another_name_is_found() {
         std::fs::copy(at(&first, suffix), at(&second, suffix)).unwrap();
     }
     home.tars(&["verify", &second]).expect(1).says("names another backup");
+}
+
+#[test]
+fn a_scratch_disk_without_room_is_no_damage() {
+    let home = Home::new();
+    let path = home.at("app.sqlite3");
+    sh(&format!(
+        "sqlite3 '{path}' 'CREATE TABLE t(x); INSERT INTO t SELECT hex(randomblob(400)) FROM generate_series(1,4000)'"
+    ));
+    let home = home.source("app", &format!("type = \"sqlite\"\npath = \"{path}\"")).ready();
+    home.backup(0);
+    let (name, mark) = (home.only(), std::fs::read(home.object(".verified")).unwrap());
+    let config = home.at("config.toml");
+    let deep = |script: &str| {
+        run(
+            "bash",
+            &["-c", script, "limited", support::PROGRAM, "--config", &config, "verify", "--deep", &name],
+        )
+    };
+    // No file may be as long as the database is.
+    let limited = "trap '' XFSZ; ulimit -f 512; exec \"$@\"";
+    let done = deep(limited).expect(1).says("NOT CHECKED").says("app: app.sqlite3");
+    assert!(!done.stderr.contains("is damaged"), "{}", done.stderr);
+    assert_eq!(std::fs::read(home.object(".verified")).unwrap(), mark);
+
+    // What is damaged all the same is told.
+    let good = std::fs::read(home.object(".tar.gz")).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    std::fs::write(home.object(".tar.gz"), &bad).unwrap();
+    deep(limited).expect(1).says("another SHA-256");
+    assert!(!home.object(".verified").exists());
+    std::fs::write(home.object(".tar.gz"), &good).unwrap();
+    deep("exec \"$@\"").expect(0);
 }

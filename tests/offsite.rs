@@ -114,6 +114,14 @@ impl Place {
         sh(&format!("diff -r '{}' '{to}/documents'", self.home.at("docs")));
     }
 
+    /// The configuration as it was before anything was to be sealed.
+    fn unsealed(&self) {
+        let text = std::fs::read_to_string(self.home.path("config.toml")).unwrap();
+        let never = text.replace("[encryption]", "[encryption]\nseal = \"never\"");
+        assert_ne!(text, never);
+        std::fs::write(self.home.path("config.toml"), never).unwrap();
+    }
+
     fn waiting(&self) -> usize {
         std::fs::read_dir(self.home.path("state/spool")).map_or(0, Iterator::count)
     }
@@ -422,4 +430,107 @@ fn a_store_with_the_manners_of_b2_works() {
     place.tars(&["store", "check", "b2"]).expect(0);
     place.backup(0);
     place.comes_back("b2", &[]);
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_no_damage() {
+    let s3 = S3sFs::start();
+    let proxy = Proxy::start(&s3.endpoint());
+    let place = Place::new(6_000_000).s3("one", &proxy.endpoint(), "").ready(&["one"]);
+    let (name, _) = place.backup(0);
+    let away = s3.bucket().join(format!("hosts/{HOST}/weekly"));
+    let mark = std::fs::read(away.join(format!("{name}.verified"))).unwrap();
+    let key = place.key.display().to_string();
+    // At once, and in the middle; while it is only hashed, and while it is looked into.
+    for deep in [&["verify", &name][..], &["verify", &name, "--deep", "--identity", &key]] {
+        for part in [".p0001", ".p0002"] {
+            proxy.on(
+                move |seen| if seen.is("GET", part) { Act::error(403, "AccessDenied") } else { Act::Pass },
+            );
+            let done = place.tars(deep).expect(1);
+            assert!(!done.stderr.contains("damaged") && !done.stdout.contains("BAD"), "{done:?}");
+            done.says("NOT CHECKED").says("could not be checked").says("AccessDenied");
+            assert_eq!(std::fs::read(away.join(format!("{name}.verified"))).unwrap(), mark);
+        }
+    }
+    proxy.on(|_| Act::Pass);
+    place.tars(&["verify", &name]).expect(0);
+}
+
+#[test]
+fn what_waits_unsealed_is_sealed_before_it_goes_where_nothing_unsealed_is_to_be() {
+    let s3 = S3sFs::start();
+    let proxy = Proxy::start(&s3.endpoint());
+    let place = Place::new(12_000_000).s3("one", &proxy.endpoint(), "").ready(&["nas", "one"]);
+    place.unsealed();
+    let away = s3.bucket().join(format!("hosts/{HOST}/weekly"));
+    // Broken off in the middle: a part of it lies there in the clear, and is ours.
+    proxy.on(|seen| if seen.is("PUT", ".p0002") { Act::error(403, "AccessDenied") } else { Act::Pass });
+    let (name, _) = place.backup(2);
+    assert!(files(&away).contains(&format!("{name}.tar.gz.p0001")), "{:?}", files(&away));
+    place.home.write_config();
+    proxy.on(|_| Act::Pass);
+    // What rotted meanwhile is not sealed: nobody could tell afterwards.
+    let waits = place.home.path(&format!("state/spool/{name}/{name}.tar.gz"));
+    let good = std::fs::read(&waits).unwrap();
+    let mut bad = good.clone();
+    bad[6_000_000] ^= 1;
+    std::fs::write(&waits, &bad).unwrap();
+    place.tars(&["sync"]).expect(1).says("is not what was packed any more");
+    std::fs::write(&waits, &good).unwrap();
+    // Half of a sealed one, by a run that was killed.
+    std::fs::write(waits.with_extension("gz.age"), "half").unwrap();
+    place.tars(&["sync"]).expect(0);
+    let clear: Vec<String> =
+        files(&away).into_iter().filter(|f| f.contains(".tar.gz") && !f.contains(".tar.gz.age")).collect();
+    assert_eq!(clear, [""; 0]);
+    assert_eq!(place.waiting(), 0);
+    place.tars(&["verify", "--all"]).expect(0);
+    place.comes_back("one", &[]);
+    place.comes_back("nas", &[]);
+}
+
+#[test]
+fn an_archive_that_cannot_be_sealed_still_goes_where_it_need_not_be() {
+    let s3 = S3sFs::start();
+    let place = Place::new(12_000_000).s3("one", &s3.endpoint(), "").ready(&["nas", "one"]);
+    let (name, _) = place.backup(0);
+    let plain = place.home.path(&format!("store/weekly/{name}.tar.gz"));
+    let bytes = std::fs::metadata(plain).unwrap().len();
+    // Sealed it is longer: a file of that length is one too many.
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes.div_ceil(1024) + 1);
+    let config = place.home.at("config.toml");
+    let mut limited = std::process::Command::new("bash");
+    let args = ["-c", &script, "limited", support::PROGRAM, "--config", &config, "backup", "--tier", "away"];
+    let output = limited.args(args).env_remove("JOURNAL_STREAM").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("it could not be sealed") && said.contains("Committed"), "{said}");
+    assert_eq!(place.waiting(), 1);
+    let away = s3.bucket().join(format!("hosts/{HOST}/weekly"));
+    let second = place.home.committed_at("store/weekly").pop().unwrap();
+    assert!(second > name && !files(&away).iter().any(|f| f.starts_with(&second)), "{:?}", files(&away));
+    place.tars(&["sync"]).expect(0);
+    assert!(files(&away).contains(&format!("{second}.tar.gz.age.parts")), "{:?}", files(&away));
+    assert_eq!(place.waiting(), 0);
+    place.comes_back("one", &[]);
+}
+
+#[test]
+fn a_store_that_was_down_on_the_night_is_asked_for_the_name_when_it_is_back() {
+    let s3 = S3sFs::start();
+    let proxy = Proxy::start(&s3.endpoint());
+    let place = Place::new(6_000_000).s3("one", &proxy.endpoint(), "").ready(&["nas", "one"]);
+    proxy.on(|_| Act::error(403, "AccessDenied"));
+    let (name, _) = place.backup(2);
+    proxy.on(|_| Act::Pass);
+    let away = s3.bucket().join(format!("hosts/{HOST}/weekly"));
+    std::fs::create_dir_all(&away).unwrap();
+    let theirs = away.join(format!("{name}.tar.gz.age.p0001"));
+    std::fs::write(&theirs, "theirs").unwrap();
+    place.tars(&["sync"]).expect(1).says("exists already");
+    assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs");
+    std::fs::remove_file(&theirs).unwrap();
+    place.tars(&["sync"]).expect(0);
+    place.comes_back("one", &[]);
 }

@@ -404,6 +404,16 @@ fn a_broken_download_goes_on_where_it_broke_off_or_is_an_error() {
     let mut data = Vec::new();
     let broken = b.store.open("daily/large", &Cancel::default()).unwrap().read_to_end(&mut data);
     assert!(broken.is_err() && data.len() < LARGE, "a short object must not look whole");
+    assert!(b.store.broken("daily/large", broken.unwrap_err()).is_not_found());
+
+    // What the store said on the way is what is told, with its hint.
+    for (code, wanted) in [("AccessDenied", Refusal::Access), ("InvalidObjectState", Refusal::Other)] {
+        b.proxy.on(move |seen| if seen.before == 0 { Act::CutAnswer } else { Act::error(403, code) });
+        let error = b.store.read_small("daily/large", &Cancel::default()).unwrap_err();
+        refused(&error, wanted);
+        let thaws = error.to_string().contains("aws s3api restore-object");
+        assert_eq!(thaws, code == "InvalidObjectState", "{error}");
+    }
 
     // Stopped while it is read.
     b.proxy.on(|_| Act::Pass);
@@ -411,7 +421,16 @@ fn a_broken_download_goes_on_where_it_broke_off_or_is_an_error() {
     let mut reader = b.store.open("daily/large", &cancel).unwrap();
     reader.read_exact(&mut [0; 10]).unwrap();
     cancel.request(Signal::Interrupt);
-    assert!(reader.read_to_end(&mut Vec::new()).is_err());
+    let stopped = reader.read_to_end(&mut Vec::new()).unwrap_err();
+    assert!(matches!(b.store.broken("daily/large", stopped), StoreError::Interrupted(_)));
+}
+
+#[test]
+fn a_server_that_asks_for_patience_gets_more_of_it_than_one_that_fails() {
+    let b = Behind::start();
+    b.proxy.on(|seen| if seen.before < 6 { Act::error(503, "SlowDown") } else { Act::Pass });
+    assert_eq!(names(&*b.store, "daily"), [""; 0]);
+    assert_eq!(b.proxy.count(|_| true), 7);
 }
 
 #[test]
@@ -488,6 +507,9 @@ fn a_listing_that_is_not_whole_is_an_error() {
         "<html>welcome to this network</html>".to_owned(),
         String::new(),
         "<ListBucketResult><IsTruncated>true</IsTruncated><Contents><Key>daily/y</Key></Contents></ListBucketResult>".to_owned(),
+        // It does not say whether it is all.
+        "<ListBucketResult><Contents><Key>daily/y</Key></Contents></ListBucketResult>".to_owned(),
+        "<ListBucketResult/>".to_owned(),
     ];
     for body in pages {
         b.proxy.on(move |_| Act::Answer { status: 200, body: body.clone() });
@@ -496,6 +518,16 @@ fn a_listing_that_is_not_whole_is_an_error() {
     }
     b.proxy.on(|_| Act::CutAnswer);
     assert!(b.store.list("daily", &Cancel::default()).is_err());
+    // The same page for ever.
+    b.proxy.on(|_| Act::Answer {
+        status: 200,
+        body: "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>a/b=</NextContinuationToken>\
+               <Contents><Key>daily/y</Key><LastModified>2026-11-21T02:00:00Z</LastModified><Size>1</Size></Contents>\
+               </ListBucketResult>"
+            .to_owned(),
+    });
+    refused(&b.store.list("daily", &Cancel::default()).unwrap_err(), Refusal::Other);
+    assert_eq!(b.proxy.count(|_| true), 2);
     // A page that fails after good ones.
     for n in 0..1100 {
         std::fs::write(b.server.bucket().join("daily").join(format!("n{n}")), "x").unwrap();
@@ -702,6 +734,60 @@ fn a_lost_ssh_connection_is_made_again() {
     assert_eq!(std::fs::read_dir(sshd.root()).unwrap().count(), 1, "something temporary was left");
     put(&*s, "second", &large, Put::New).unwrap();
     assert!(get(&*s, "second") == large);
+}
+
+/// Files of processes on this machine below `dir` that are open and have no name any more.
+fn nameless(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let open = std::fs::read_dir("/proc").unwrap().flatten().map(|process| process.path().join("fd"));
+    let files = open.filter_map(|fds| std::fs::read_dir(fds).ok()).flatten().flatten();
+    files
+        .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+        .filter(|to| to.starts_with(dir) && to.to_string_lossy().ends_with(" (deleted)"))
+        .collect()
+}
+
+#[test]
+fn an_upload_that_fails_over_ssh_keeps_no_room_there() {
+    let (world, sshd) = (World::new(), Sshd::that_writes(1000));
+    let s = world.store(&sshd.keys("", ""));
+    refused(&put(&*s, "large", &noise(LARGE), Put::New).unwrap_err(), Refusal::Other);
+    put(&*s, "small", b"data", Put::New).unwrap();
+    assert_eq!(std::fs::read_dir(sshd.root()).unwrap().count(), 1, "something temporary was left");
+    // A server that was left ends in its own time.
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    while !nameless(&sshd.root()).is_empty() {
+        assert!(std::time::Instant::now() < end, "{:?}", nameless(&sshd.root()));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(get(&*s, "small"), b"data");
+}
+
+#[test]
+fn an_ssh_server_of_another_make_shows_all_that_it_has_or_fails() {
+    let world = World::new();
+    let with = |oddity: &str| {
+        let sshd = Sshd::odd(oddity);
+        std::fs::create_dir(sshd.root().join("daily")).unwrap();
+        std::fs::write(sshd.root().join("daily/old"), "older").unwrap();
+        (world.store(&sshd.keys("", "")), sshd)
+    };
+    let cancel = Cancel::default();
+    for oddity in ["terse", "modeless"] {
+        let (s, _sshd) = with(oddity);
+        let listed = s.list("daily", &cancel).unwrap();
+        assert_eq!(listed, [Object { name: "old".into(), bytes: 5 }], "{oddity}");
+        assert_eq!(dirs(&*s, ""), ["daily"]);
+        put(&*s, "daily/new", b"data", Put::New).unwrap();
+        assert!(matches!(put(&*s, "daily/new", b"data", Put::New), Err(StoreError::Exists { .. })));
+        assert_eq!(get(&*s, "daily/new"), b"data");
+    }
+    for oddity in ["mute", "endless"] {
+        let (s, _sshd) = with(oddity);
+        refused(&s.list("daily", &cancel).unwrap_err(), Refusal::Other);
+    }
+    let (s, _sshd) = with("remote");
+    let down = s.list("daily", &cancel);
+    assert!(matches!(down, Err(StoreError::Down { .. })), "{down:?}");
 }
 
 #[test]

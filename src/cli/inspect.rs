@@ -184,9 +184,13 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
         let mut out = String::new();
         for r in &reports {
             let how = if r.depth == Depth::Deep { "every component read" } else { "digest" };
-            let verdict = if r.good { "good" } else { "BAD" };
+            let verdict = match (r.good, r.faults.is_empty()) {
+                (true, _) => "good",
+                (false, true) => "NOT CHECKED",
+                (false, false) => "BAD",
+            };
             out.push_str(&format!("{} in {}: {verdict} ({how})\n", r.name, r.store));
-            for line in r.faults.iter().chain(&r.notes) {
+            for line in r.faults.iter().chain(&r.unchecked).chain(&r.notes) {
                 out.push_str(&format!("  {line}\n"));
             }
         }

@@ -46,7 +46,7 @@ use crate::units::millis;
 pub use preview::{Preview, preview};
 
 use deliver::{Bench, Shipment};
-pub(super) use deliver::{bring, committed};
+pub(super) use deliver::{bring, committed, note_begun, sealed};
 
 /// What was asked for.
 #[derive(Debug, Clone, Default)]
@@ -588,13 +588,14 @@ pub(super) fn context<'a>(
     }
 }
 
-/// A name that no store has ever used, also not for something unfinished.
+/// A name that no store in reach uses, also not for something unfinished. One that is out of reach is asked when something
+/// first goes there, be it days later: what it has of that name by then is not ours.
 fn choose_name(
     setup: &Setup,
     usable: &[&Target<'_>],
     world: &World<'_>,
 ) -> Result<(BackupName, Timestamp), Interrupted> {
-    // A listing that fails now fails the delivery later; a name in use is refused there too.
+    // A listing that fails now may fail the delivery later; a name in use is refused there.
     let mut used = BTreeSet::new();
     let mut look = |store: &dyn Store, dir: &str| {
         if let Ok(listing) = Listing::of(store, dir, world.cancel) {

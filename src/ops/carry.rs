@@ -10,17 +10,14 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::World;
-use super::backup::seals;
 use super::find::Found;
 use super::sync::{self, Delivered};
-use crate::archive::compress::Reserve;
 use crate::archive::pack::Packed;
-use crate::archive::seal::{SealError, seal};
 use crate::cancel::Interrupted;
 use crate::delivery::Parcel;
 use crate::hint::{Hint, chain};
 use crate::id::BackupName;
-use crate::manifest::{Encryption, Manifest};
+use crate::manifest::Manifest;
 use crate::marks::{self, Accepted};
 use crate::ops::pins::{self, PinError};
 use crate::progress::{Event, What};
@@ -37,8 +34,6 @@ pub enum CarryError {
     Spool(#[from] SpoolError),
     #[error(transparent)]
     Pins(PinError),
-    #[error(transparent)]
-    Seal(SealError),
     #[error("{name} still waits in the spool for another store")]
     Waits { name: BackupName },
     #[error("the spool would hold more than {limit} with {name}, which has {bytes}")]
@@ -62,21 +57,11 @@ impl From<PinError> for CarryError {
     }
 }
 
-impl From<SealError> for CarryError {
-    fn from(e: SealError) -> Self {
-        match e {
-            SealError::Interrupted(i) => Self::Interrupted(i),
-            e => Self::Seal(e),
-        }
-    }
-}
-
 impl Hint for CarryError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Spool(e) => return e.hint(),
             Self::Pins(e) => return e.hint(),
-            Self::Seal(e) => return e.hint(),
             Self::Waits { .. } => "deliver that first: tars-backup sync".into(),
             Self::Full { .. } => "deliver what waits (tars-backup sync), or raise agent.spool_limit".into(),
             Self::NoCopy { name, .. } => format!("look at its copies: tars-backup verify {name}"),
@@ -90,6 +75,8 @@ impl Hint for CarryError {
 pub(super) struct Goal<'a> {
     pub store: &'a dyn store::Store,
     pub dir: String,
+    /// What has the name there is a copy of it, whole or not.
+    pub begun: bool,
 }
 
 /// Brings a backup to `goals`. `copies`: the good ones of it, the one to be read first in front. What a store does not
@@ -107,33 +94,20 @@ pub(super) fn carry(
     if spool.names()?.contains(name) {
         return Err(CarryError::Waits { name: name.clone() });
     }
-    let sealed = manifest.encryption.is_sealed();
-    let wants = |goal: &Goal<'_>| sealed || seals(setup, goal.store);
-    let twice = !sealed && goals.iter().any(wants);
     let bytes = manifest.bytes.unwrap_or(0);
-    if !spool.has_room(bytes.saturating_mul(if twice { 2 } else { 1 }))? {
+    if !spool.has_room(bytes)? {
         let (bytes, limit) = (show_bytes(bytes), show_bytes(spool.limit()));
         return Err(CarryError::Full { name: name.clone(), bytes, limit });
     }
-    let slot = spool.begin(name)?;
-    let packed = fetch(copies, slot.dir(), world)?;
-    let mut parcels = Vec::new();
-    if twice {
-        let to = slot.dir().join(name.sealed_archive());
-        let reserve = Reserve::of(slot.dir())
-            .map_err(|source| CarryError::Write { path: slot.dir().to_owned(), source })?;
-        let recipients = &setup.encryption.recipients;
-        world.monitor.phase("sealing", Some(packed.bytes));
-        let packed = seal(&packed.path, &to, recipients, reserve, world.cancel, world.monitor)?;
-        let recipients = recipients.texts().map(str::to_owned).collect();
-        parcels
-            .push(Parcel { packed, encryption: Encryption { method: Some("age".to_owned()), recipients } });
-    }
-    parcels.push(Parcel { packed, encryption: manifest.encryption.clone() });
+    let mut slot = spool.begin(name)?;
+    let encryption = manifest.encryption.clone();
+    let parcel = Parcel { packed: fetch(copies, slot.dir(), world)?, encryption };
+    // A store that gets nothing but sealed archives has a plain one sealed when it is delivered.
     let pending = goals.iter().map(|goal| Pending {
         store: goal.store.name().to_owned(),
         dir: goal.dir.clone(),
-        sealed: wants(goal),
+        sealed: manifest.encryption.is_sealed(),
+        begun: goal.begun,
         error: None,
     });
     // A copy is kept as long as what it is a copy of.
@@ -141,7 +115,7 @@ pub(super) fn carry(
         let stores: Vec<&str> = goals.iter().map(|g| g.store.name()).collect();
         pins::note(setup, name, pin, &stores)?;
     }
-    let entry = slot.enter(manifest, &parcels.iter().collect::<Vec<_>>(), pending.collect())?;
+    let entry = slot.enter(manifest, &[&parcel], pending.collect())?;
     let accepted = copies.iter().any(|c| c.entry.accepted);
     let delivered = sync::of_entry(entry, setup, world)?;
     for done in delivered.iter().filter(|d| accepted && d.receipt.is_some()) {

@@ -12,6 +12,7 @@ use super::carry::{self, CarryError, Goal};
 use super::find::{self, Filter, FindError, Found};
 use super::prune::{self, PruneError};
 use crate::cancel::Interrupted;
+use crate::catalog::Listing;
 use crate::config::Tier;
 use crate::hint::{Hint, chain};
 use crate::manifest::{Manifest, State};
@@ -140,8 +141,12 @@ pub fn run(
     let mut stores = Vec::new();
     let mut goals = Vec::new();
     for store in tier.stores.iter().filter_map(|s| setup.store(s)) {
-        match store::check_marker(store, world.owner, world.cancel) {
-            Ok(()) => goals.push(Goal { store, dir: store::tier_dir(store, &setup.host, &tier.path) }),
+        let dir = store::tier_dir(store, &setup.host, &tier.path);
+        let begun = store::check_marker(store, world.owner, world.cancel)
+            .and_then(|()| Listing::of(store, &dir, world.cancel))
+            .map(|listing| listing.used().any(|n| copies.first().is_some_and(|c| c.entry.name == n)));
+        match begun {
+            Ok(begun) => goals.push(Goal { store, dir, begun }),
             Err(StoreError::Interrupted(i)) => return Err(i.into()),
             Err(e) => stores.push(StoreResult {
                 store: store.name().to_owned(),

@@ -1,16 +1,20 @@
 //! Brings what waits in the spool to the stores that still lack it, and to each store of a tier what the others have and it
-//! should have. What could go wrong: to give up what waits because it
-//! could not be delivered today; an entry goes only when every store has it.
+//! should have. What could go wrong: to give up what waits because it could not be delivered today; an entry goes only when
+//! every store has it. And to send in the clear what waits since before the store was to get nothing but sealed archives;
+//! so that is asked anew.
 
 mod complete;
+
+use std::fs::File;
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
 use super::World;
-use super::backup::{Failure, bring, committed};
+use super::backup::{Failure, bring, committed, note_begun, sealed, seals};
 use super::pins::{self, PinError};
 use crate::cancel::Interrupted;
-use crate::delivery::{Attempt, Place, Receipt};
+use crate::delivery::{self, Attempt, DeliveryError, Parcel, Place, Receipt};
 use crate::hint::{Hint, chain};
 use crate::id::BackupName;
 use crate::progress::{Event, What};
@@ -79,7 +83,11 @@ impl Hint for SyncError {
 /// Delivers all that waits, and then what a store lacks that another one of its tier has. The guard proves that nobody else does.
 pub fn run(setup: &Setup, _guard: &RunGuard, world: &World<'_>) -> Result<Outcome, SyncError> {
     let spool = Spool::new(&setup.agent.spool_dir, setup.agent.spool_limit);
-    spool.sweep()?;
+    if let Err(e) = spool.sweep() {
+        // What cannot be looked at stays, and shows below; it does not keep the others waiting.
+        let text = format!("The spool could not be cleared: {}", chain(&e));
+        world.monitor.event(Event::new(What::Warning, text));
+    }
     let mut outcome = Outcome { deliveries: Vec::new(), unreadable: Vec::new() };
     for entry in spool.entries()? {
         match entry {
@@ -104,7 +112,7 @@ pub(super) fn of_entry(
     let name = entry.manifest().backup_name.clone();
     for pending in entry.pending().to_vec() {
         world.cancel.check()?;
-        let done = one(&entry, &pending, setup, world);
+        let done = one(&mut entry, &pending, setup, world);
         world.cancel.check()?;
         let (noted, receipt, failure) = match done {
             Ok(receipt) => {
@@ -126,21 +134,61 @@ pub(super) fn of_entry(
     Ok(delivered)
 }
 
-fn one(entry: &Entry, pending: &Pending, setup: &Setup, world: &World<'_>) -> Result<Receipt, Failure> {
+fn one(entry: &mut Entry, pending: &Pending, setup: &Setup, world: &World<'_>) -> Result<Receipt, Failure> {
     let Some(store) = setup.store(&pending.store) else {
         return Err(Failure {
             error: format!("there is no store {:?} in the configuration any more", pending.store),
             hint: Some("name it in [stores] again".into()),
         });
     };
-    let Some(parcel) = entry.parcel(pending.sealed) else {
-        return Err(Failure { error: "its archive is not in the spool".into(), hint: None });
-    };
     let failed = |e: StoreError| Failure::of(&e, world);
     store::check_marker(store, world.owner, world.cancel).map_err(failed)?;
-    let (manifest, bytes) = (entry.manifest(), parcel.packed.bytes);
+    let parcel = match pending.sealed || !seals(setup, store) {
+        true => entry.parcel(pending.sealed),
+        false => seal_first(entry, store.name(), setup, world)?,
+    };
+    let parcel =
+        parcel.ok_or_else(|| Failure { error: "its archive is not in the spool".into(), hint: None })?;
+    let (manifest, bytes) = (entry.manifest().clone(), parcel.packed.bytes);
     let phase = format!("delivering {} to {}", manifest.backup_name, store.name());
     world.monitor.phase(&phase, Some(2 * bytes));
     let to = Place { store, dir: &pending.dir };
-    bring(to, manifest, &parcel, Attempt::Again, world).map_err(|e| Failure::of(&e, world))
+    let entry = Mutex::new(entry);
+    let begun = || {
+        let mut entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
+        note_begun(&mut entry, store.name(), world);
+    };
+    let attempt = if pending.begun { Attempt::Again } else { Attempt::Late(&begun) };
+    bring(to, &manifest, &parcel, attempt, world).map_err(|e| Failure::of(&e, world))
+}
+
+/// The archive sealed, which waits unsealed for a store that gets none unsealed any more. For a while there are both: the
+/// limit of the spool is for what comes in, this is how it goes out.
+fn seal_first(
+    entry: &mut Entry,
+    store: &str,
+    setup: &Setup,
+    world: &World<'_>,
+) -> Result<Option<Parcel>, Failure> {
+    let parcel = match (entry.parcel(true), entry.parcel(false)) {
+        (Some(sealed), _) => sealed,
+        (None, None) => return Ok(None),
+        (None, Some(Parcel { packed: plain, .. })) => {
+            // What lay here for days is compared before it is sealed: afterwards nobody could tell.
+            let read = File::open(&plain.path)
+                .and_then(|file| delivery::digest(file, world.cancel, world.monitor))
+                .map_err(|e| Failure::of(&DeliveryError::Archive(e), world))?;
+            if read != (plain.bytes, plain.sha256.clone()) {
+                let changed = DeliveryError::Changed(plain.path.display().to_string());
+                return Err(Failure::of(&changed, world));
+            }
+            let to = entry.path(true);
+            // Half of one, by a run that was killed; what cannot be removed fails the sealing.
+            let _ = std::fs::remove_file(&to);
+            sealed(setup, &entry.manifest().backup_name, &plain, &to, world)
+                .map_err(|e| Failure::of(&e, world))?
+        }
+    };
+    entry.seal_for(store, &parcel).map_err(|e| Failure::of(&e, world))?;
+    Ok(Some(parcel))
 }

@@ -1,5 +1,6 @@
 //! Is a stored backup still what was stored, and can every component of it be read? What could go wrong: a check that
-//! looks at less than it says; so the verdict names how deep it went.
+//! looks at less than it says, so the verdict names how deep it went; and a store that does not answer taken for a copy that
+//! is damaged, so what could not be looked at gets no verdict.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -36,6 +37,9 @@ pub struct Report {
     pub good: bool,
     /// Every fault that was found; empty when it is good.
     pub faults: Vec<String>,
+    /// Why it could not be checked to its end: then it is neither good nor, without a fault, bad.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unchecked: Option<String>,
     /// What is worth knowing and no fault of the copy.
     pub notes: Vec<String>,
 }
@@ -61,6 +65,7 @@ pub fn verify(
         as_asked: true,
         good: false,
         faults: Vec::new(),
+        unchecked: None,
         notes: Vec::new(),
     };
     match &found.entry.manifest {
@@ -68,21 +73,29 @@ pub fn verify(
         Ok(manifest) => match check(found, manifest, depth, scratch, world, &mut report) {
             Ok(()) => {}
             Err(StoreError::Interrupted(i)) => return Err(i),
-            Err(e) => report.faults.push(chain(&e)),
+            Err(e) if e.is_not_found() => report.faults.push(chain(&e)),
+            Err(e) => report.unchecked = Some(chain(&e)),
         },
     }
     // Much of it is what the archive calls its members.
-    for text in report.faults.iter_mut().chain(&mut report.notes) {
+    for text in report.faults.iter_mut().chain(&mut report.notes).chain(&mut report.unchecked) {
         *text = show_name(text.as_bytes());
     }
-    report.good = report.faults.is_empty();
+    report.good = report.faults.is_empty() && report.unchecked.is_none();
     note(found, &mut report, world);
     Ok(report)
 }
 
-/// Renews the mark of a good copy; takes that of a bad one away, so that nothing relies on it.
+/// Renews the mark of a good copy; takes that of a bad one away, so that nothing relies on it. Of one that could not be
+/// checked nothing new is known.
 fn note(found: &Found<'_>, report: &mut Report, world: &World<'_>) {
     let (store, name) = (found.store(), &found.entry.name);
+    if let (Some(why), true) = (&report.unchecked, report.faults.is_empty()) {
+        let text = format!("{name} in {} could not be checked: {why}", store.name());
+        let event = Event::new(What::StoreFailed, text);
+        world.monitor.event(event.backup(name).store(store.name()));
+        return;
+    }
     let noted = if report.good {
         let sha256 = found.entry.manifest.as_ref().ok().and_then(|m| m.sha256.clone()).unwrap_or_default();
         let time = (world.now)().strftime("%FT%TZ").to_string();
@@ -127,22 +140,26 @@ fn check(
     }
     let (reader, sums) = found.entry.archive.open(store, &found.dir, world.cancel)?;
     let mut tee = Tee::new(reader, world.cancel, world.monitor);
+    let known = report.faults.len();
     if depth == Depth::Deep {
         look_inside(&mut tee, manifest, scratch, world, report);
     }
-    world.cancel.check()?;
     // The digest is over all of it, also behind the place where looking stopped.
     let mut buffer = vec![0; 1 << 20];
     loop {
         match tee.read(&mut buffer) {
             Ok(0) => break,
             Ok(_) => {}
-            Err(_) if world.cancel.check().is_err() => return Err(Interrupted.into()),
-            Err(source) => {
-                let (store, object) = (store.name().to_owned(), archive);
-                return Err(StoreError::Io { store, action: "read", object, source });
-            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // The tee keeps it.
+            Err(_) => break,
         }
+    }
+    world.cancel.check()?;
+    if let Some(e) = tee.broken.take() {
+        // What was found inside may come from that.
+        report.faults.truncate(known);
+        return Err(store.broken(&object(&found.dir, &archive), e));
     }
     let (bytes, sha256) = tee.finish();
     let sums = sums.lock().map(|s| s.clone()).unwrap_or_default();
@@ -158,11 +175,16 @@ fn check(
     Ok(())
 }
 
-struct Fault(String);
+/// What ends the look at an archive.
+enum Fault {
+    Bad(String),
+    /// This machine could not do what a check needs: it says nothing of the archive.
+    Here(String),
+}
 
 impl From<TarError> for Fault {
     fn from(e: TarError) -> Self {
-        Self(chain(&e))
+        Self::Bad(chain(&e))
     }
 }
 
@@ -180,10 +202,10 @@ fn look_inside(
                 Ok(mut plain) => walk(&mut plain, manifest, scratch, report).and_then(|()| {
                     // Only at its end does age know that nothing is missing.
                     let rest = io::copy(&mut plain, &mut io::sink());
-                    rest.map(|_| ()).map_err(|e| Fault(format!("the sealed archive: {e}")))
+                    rest.map(|_| ()).map_err(|e| Fault::Bad(format!("the sealed archive: {e}")))
                 }),
                 Err(e @ SealError::NoIdentity { .. }) => return only_outside(&chain(&e), report),
-                Err(e) => Err(Fault(chain(&e))),
+                Err(e) => Err(Fault::Bad(chain(&e))),
             },
             Ok(None) => return only_outside("it is sealed, and no identity is here", report),
             Err(e) => return only_outside(&chain(&e), report),
@@ -191,8 +213,10 @@ fn look_inside(
         (false, true) => walk_legacy(tee, manifest, scratch, report),
         (false, false) => walk(tee, manifest, scratch, report),
     };
-    if let Err(Fault(text)) = inside {
-        report.faults.push(text);
+    match inside {
+        Ok(()) => {}
+        Err(Fault::Bad(text)) => report.faults.push(text),
+        Err(Fault::Here(text)) => report.unchecked = Some(text),
     }
 }
 
@@ -238,17 +262,18 @@ fn walk(
     let prefix = format!("{}/", manifest.backup_name);
     let mut faults: Vec<String> = Vec::new();
     walk_archive(archive, |entry: &TarEntry, body: &mut Body<'_>| -> Result<(), Fault> {
-        let path =
-            String::from_utf8(entry.path.clone()).map_err(|_| Fault("a file name is not text".into()))?;
-        let inside =
-            path.strip_prefix(&prefix).ok_or_else(|| Fault(format!("{path:?} lies outside {prefix}")))?;
+        let path = String::from_utf8(entry.path.clone())
+            .map_err(|_| Fault::Bad("a file name is not text".into()))?;
+        let inside = path
+            .strip_prefix(&prefix)
+            .ok_or_else(|| Fault::Bad(format!("{path:?} lies outside {prefix}")))?;
         match entry.kind {
             Kind::Directory => return Ok(()),
             Kind::Regular => {}
-            _ => return Err(Fault(format!("{path:?} is no file"))),
+            _ => return Err(Fault::Bad(format!("{path:?} is no file"))),
         }
         if seen.contains_key(inside) {
-            return Err(Fault(format!("{inside:?} is in it twice")));
+            return Err(Fault::Bad(format!("{inside:?} is in it twice")));
         }
         let digest = match inside {
             layout::MANIFEST => {
@@ -290,7 +315,7 @@ fn walk_legacy(
         }
         if inside == layout::MANIFEST {
             let mut text = Vec::new();
-            body.take(64 << 20).read_to_end(&mut text).map_err(|e| Fault(format!("{inside}: {e}")))?;
+            body.take(64 << 20).read_to_end(&mut text).map_err(|e| Fault::Bad(format!("{inside}: {e}")))?;
             inner = Some(text);
             return Ok(());
         }
@@ -303,9 +328,9 @@ fn walk_legacy(
         Ok(())
     })?;
     report.faults.extend(faults);
-    let inner = inner.ok_or_else(|| Fault(format!("{} is missing in the archive", layout::MANIFEST)))?;
+    let inner = inner.ok_or_else(|| Fault::Bad(format!("{} is missing in the archive", layout::MANIFEST)))?;
     let mut known = manifest.clone();
-    legacy::fill(&mut known, &inner, &[]).map_err(|e| Fault(format!("{}: {e}", layout::MANIFEST)))?;
+    legacy::fill(&mut known, &inner, &[]).map_err(|e| Fault::Bad(format!("{}: {e}", layout::MANIFEST)))?;
     for (file, wanted) in &known.checksums {
         match seen.get(file) {
             Some(digest) if *wanted == format!("sha256:{digest}") => {}
@@ -326,7 +351,9 @@ fn check_inner(
     faults: &mut Vec<String>,
 ) -> Result<(String, Option<Manifest>), Fault> {
     let mut text = Vec::new();
-    body.take(64 << 20).read_to_end(&mut text).map_err(|e| Fault(format!("{}: {e}", layout::MANIFEST)))?;
+    body.take(64 << 20)
+        .read_to_end(&mut text)
+        .map_err(|e| Fault::Bad(format!("{}: {e}", layout::MANIFEST)))?;
     let digest = hex::encode(Sha256::digest(&text));
     match Manifest::read_inner(&text) {
         Err(e) => faults.push(format!("{}: {}", layout::MANIFEST, chain(&e))),
@@ -354,17 +381,26 @@ fn check_member(
                 // A check that stops early would leave the rest unread and a damaged end unseen.
                 io::copy(&mut content, &mut io::sink()).map(|_| ()).map_err(source::CheckError::Read)
             });
-        if let Err(e) = checked {
-            faults.push(format!("{component_name}: {name}: {}", chain(&e)));
+        match checked {
+            Ok(()) => {}
+            // Nothing that an archive holds is an error of the system: it comes from what the check writes here, or from
+            // the store, which is asked first.
+            Err(source::CheckError::Read(e)) if e.raw_os_error().is_some() => {
+                return Err(Fault::Here(format!(
+                    "{component_name}: {name}: cannot use {}: {e}",
+                    scratch.display()
+                )));
+            }
+            Err(e) => faults.push(format!("{component_name}: {name}: {}", chain(&e))),
         }
     }
-    io::copy(&mut tee, &mut io::sink()).map_err(|e| Fault(format!("{name}: {e}")))?;
+    io::copy(&mut tee, &mut io::sink()).map_err(|e| Fault::Bad(format!("{name}: {e}")))?;
     Ok(hex::encode(tee.hasher.finalize()))
 }
 
 fn hash(body: &mut Body<'_>, name: &str) -> Result<String, Fault> {
     let mut tee = HashRead { inner: body, hasher: Sha256::new() };
-    io::copy(&mut tee, &mut io::sink()).map_err(|e| Fault(format!("{name}: {e}")))?;
+    io::copy(&mut tee, &mut io::sink()).map_err(|e| Fault::Bad(format!("{name}: {e}")))?;
     Ok(hex::encode(tee.hasher.finalize()))
 }
 
@@ -418,17 +454,20 @@ impl<R: Read> Read for HashRead<R> {
     }
 }
 
-/// Hashes and counts the archive while it is read; an interrupt is a read error.
+/// Hashes and counts the archive while it is read; an interrupt is a read error. What reading fails with is kept: whoever
+/// looks inside passes it on as a text at best.
 struct Tee<'a> {
     inner: HashRead<Box<dyn Read + Send + 'a>>,
     bytes: u64,
+    broken: Option<io::Error>,
     cancel: &'a Cancel,
     monitor: &'a dyn Monitor,
 }
 
 impl<'a> Tee<'a> {
     fn new(inner: Box<dyn Read + Send + 'a>, cancel: &'a Cancel, monitor: &'a dyn Monitor) -> Self {
-        Self { inner: HashRead { inner, hasher: Sha256::new() }, bytes: 0, cancel, monitor }
+        let inner = HashRead { inner, hasher: Sha256::new() };
+        Self { inner, bytes: 0, broken: None, cancel, monitor }
     }
 
     fn finish(self) -> (u64, String) {
@@ -439,9 +478,21 @@ impl<'a> Tee<'a> {
 impl Read for Tee<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.cancel.check().map_err(io::Error::other)?;
-        let n = self.inner.read(buf)?;
-        self.bytes += n as u64;
-        self.monitor.moved(n as u64);
-        Ok(n)
+        if let Some(e) = &self.broken {
+            return Err(io::Error::other(e.to_string()));
+        }
+        match self.inner.read(buf) {
+            Ok(n) => {
+                self.bytes += n as u64;
+                self.monitor.moved(n as u64);
+                Ok(n)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(e),
+            Err(e) => {
+                let told = io::Error::other(e.to_string());
+                self.broken = Some(e);
+                Err(told)
+            }
+        }
     }
 }

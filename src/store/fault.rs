@@ -5,7 +5,8 @@
 
 use std::error::Error;
 
-use super::Refusal;
+use super::{Refusal, StoreError};
+use crate::cancel::{Cancel, Interrupted};
 
 /// Longest text of a server that is passed on.
 const LONGEST: usize = 300;
@@ -28,6 +29,62 @@ pub(super) enum Kind {
 pub(super) struct Fault {
     pub kind: Kind,
     pub text: String,
+}
+
+/// Why something that a store was asked for came to nothing.
+pub(super) enum Stop {
+    Interrupted(Interrupted),
+    Fault(Fault),
+    /// It has its words already.
+    Store(StoreError),
+}
+
+impl From<Interrupted> for Stop {
+    fn from(i: Interrupted) -> Self {
+        Self::Interrupted(i)
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<StoreError> for Stop {
+    fn from(e: StoreError) -> Self {
+        Self::Store(e)
+    }
+}
+
+impl Stop {
+    /// The same as an error of that store.
+    pub fn told(self, store: &str, action: &'static str, object: &str) -> StoreError {
+        let fault = match self {
+            Self::Interrupted(i) => return i.into(),
+            Self::Store(e) => return e,
+            Self::Fault(fault) => fault,
+        };
+        let (store, object, why) = (store.to_owned(), object.to_owned(), fault.text);
+        match fault.kind {
+            Kind::Absent => StoreError::NotFound { store, object },
+            Kind::Passing => StoreError::Down { store, action, object, why },
+            Kind::Refused(refusal) => StoreError::Refused { store, action, object, refusal, why },
+            Kind::Frozen => StoreError::Refused { store, action, object, refusal: Refusal::Other, why },
+        }
+    }
+}
+
+/// Waits for `what`, unless the run is asked to stop.
+pub(super) async fn unless<T, E>(cancel: &Cancel, what: impl Future<Output = Result<T, E>>) -> Result<T, Stop>
+where
+    Stop: From<E>,
+{
+    tokio::select! {
+        biased;
+        () = cancel.requested() => Err(Interrupted.into()),
+        done = what => Ok(done?),
+    }
 }
 
 /// An answer that is no success.
@@ -60,6 +117,12 @@ impl Fault {
             (false, false) => format!("{code}: {message}"),
         };
         Self { kind, text: clean(&words, held) }
+    }
+
+    /// Whether the server asks for nothing but time.
+    pub fn asks_for_time(answer: &Answer<'_>) -> bool {
+        let code = element(&String::from_utf8_lossy(answer.body), "Code").unwrap_or_default();
+        answer.status == 429 || matches!(code.as_str(), "SlowDown" | "TooManyRequests")
     }
 
     /// Judges a failure of the connection.

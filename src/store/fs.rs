@@ -4,19 +4,16 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Access, Object, Put, Store, StoreError};
+use super::{Access, Object, Put, Store, StoreError, TEMP, is_leftover};
 use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::mounts;
-
-/// Temporary objects begin with this; they are never listed.
-const TEMP: &str = ".tars-backup-tmp-";
 
 pub struct FsStore {
     name: String,
@@ -205,9 +202,18 @@ impl Store for FsStore {
     }
 
     fn place(&self) -> String {
-        // A link to a directory is that directory; what is not there yet has only its name.
-        let real = std::fs::canonicalize(&self.root).unwrap_or_else(|_| self.root.clone());
-        real.display().to_string()
+        // As it is spelled, because it is asked while the configuration is read: a mount that hangs must not be touched.
+        let mut spelled = PathBuf::new();
+        for part in self.root.components() {
+            match part {
+                Component::CurDir => {}
+                Component::ParentDir => {
+                    spelled.pop();
+                }
+                part => spelled.push(part),
+            }
+        }
+        spelled.display().to_string()
     }
 
     fn local_root(&self) -> Option<&Path> {
@@ -324,8 +330,7 @@ impl Store for FsStore {
         for entry in entries {
             let entry = entry.map_err(fail)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            // Small objects may be in the making right now: verify needs no lock.
-            if name.starts_with(TEMP) && (name.ends_with(".tar.gz") || name.ends_with(".tar.gz.age")) {
+            if is_leftover(&name) {
                 std::fs::remove_file(entry.path()).map_err(fail)?;
                 removed.push(name);
             }
@@ -389,5 +394,14 @@ mod tests {
         }
         assert!(s.list("daily", &Cancel::default()).is_err(), "an unmounted store must not look empty");
         assert!(s.open("daily/x", &Cancel::default()).err().is_some_and(|e| e.is_not_found()));
+    }
+
+    #[test]
+    fn a_place_is_spelled_without_a_look_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("link")).unwrap();
+        let link = dir.path().join("link");
+        assert_eq!(store(&link.join("./a/../b/")).place(), link.join("b").display().to_string());
+        assert_eq!(store(Path::new("/../x")).place(), "/x");
     }
 }

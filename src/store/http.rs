@@ -30,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(15);
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(400);
+/// The same for a server that answers and asks for time, as a large one does when it moves work elsewhere.
+const PATIENCE_WHEN_ASKED: Duration = Duration::from_secs(60);
+const TRIES_WHEN_ASKED: u32 = 9;
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// Longest answer that is no object: a listing of a thousand names is far shorter.
 const LONGEST_ANSWER: usize = 16 << 20;
 /// Pieces in which a body goes out, so that it is seen to move.
@@ -64,6 +68,19 @@ fn is_here(endpoint: &str) -> bool {
     host == "localhost" || address.is_ok_and(|a| a.is_loopback())
 }
 
+/// A try that came to nothing.
+struct Failed {
+    fault: Fault,
+    /// The server asks for nothing but time.
+    asks_for_time: bool,
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self { fault, asks_for_time: false }
+    }
+}
+
 impl Transport {
     pub fn new(client: reqwest::Client, held: Vec<String>) -> Self {
         Self { client, held: Arc::new(held) }
@@ -88,7 +105,7 @@ impl Transport {
         body: &Buffer,
         moved: &Arc<Moved>,
         held: &[String],
-    ) -> Result<Response<HttpBody>, Fault> {
+    ) -> Result<Response<HttpBody>, Failed> {
         let url = reqwest::Url::parse(&parts.uri.to_string())
             .map_err(|_| Fault::other("the address of the endpoint is not a URL"))?;
         let mut request = self.client.request(parts.method.clone(), url).headers(parts.headers.clone());
@@ -124,21 +141,22 @@ impl Transport {
         while let Some(piece) = moved.or_silence(silence, answer.chunk()).await?.map_err(broken)? {
             moved.now();
             if bytes.len() + piece.len() > LONGEST_ANSWER {
-                return Err(Fault::other("the server answers with more than an answer can hold"));
+                return Err(Fault::other("the server answers with more than an answer can hold").into());
             }
             bytes.extend_from_slice(&piece);
         }
         if !headless && length.is_some_and(|wanted| wanted != bytes.len() as u64) {
-            return Err(Fault::passing("the server broke off its answer"));
+            return Err(Fault::passing("the server broke off its answer").into());
         }
         // Completing an upload can fail after it began to answer with success.
         if !status.is_success() || bytes.windows(7).take(256).any(|w| w == b"<Error>") {
             let status = status.as_u16();
             let answer = Answer { status: if status < 300 { 500 } else { status }, headless, body: &bytes };
-            return Err(Fault::of_answer(&answer, held));
+            let fault = Fault::of_answer(&answer, held);
+            return Err(Failed { fault, asks_for_time: Fault::asks_for_time(&answer) });
         }
         if parts.extensions.get() == Some(&ServiceOperation("ListObjectsV2")) {
-            check_listing(&bytes)?;
+            check_listing(&bytes, &asked_from(&parts.uri))?;
         }
         let size = (!headless).then_some(bytes.len() as u64);
         Ok(respond(HttpBody::new(futures_util::stream::iter([Ok(Buffer::from(bytes))]), size)))
@@ -154,19 +172,23 @@ impl HttpTransport for Transport {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             moved.now();
-            let fault = match self.ask(&parts, &body, &moved, &held).await {
+            let Failed { fault, asks_for_time } = match self.ask(&parts, &body, &moved, &held).await {
                 Ok(answer) => return Ok(answer),
-                Err(fault) => fault,
+                Err(failed) => failed,
             };
             still += moved.since();
-            if fault.kind != Kind::Passing || attempt >= TRIES || still >= PATIENCE {
+            let (tries, patience) = match asks_for_time {
+                true => (TRIES_WHEN_ASKED, PATIENCE_WHEN_ASKED),
+                false => (TRIES, PATIENCE),
+            };
+            if fault.kind != Kind::Passing || attempt >= tries || still >= patience {
                 return Err(error(fault));
             }
             log::debug!("asking again: {fault}");
             let wait = jittered(pause);
             tokio::time::sleep(wait).await;
             still += wait;
-            pause *= 2;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Err(error(Fault::passing("no try was made")))
     }
@@ -187,19 +209,32 @@ fn content_length(answer: &reqwest::Response) -> Option<u64> {
     answer.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Whether it is a whole page of a listing: anything else would read as an empty one.
-fn check_listing(bytes: &[u8]) -> Result<(), Fault> {
+/// From where a question for a page of a listing goes on; empty for the first one.
+fn asked_from(uri: &http::Uri) -> String {
+    let url = reqwest::Url::parse(&uri.to_string()).ok();
+    let token = url.as_ref().and_then(|u| u.query_pairs().find(|(name, _)| name == "continuation-token"));
+    token.map_or_else(String::new, |(_, value)| value.into_owned())
+}
+
+/// Whether it is a whole page of a listing, which says whether more follow: anything else would read as an empty one, or
+/// as one without an end. `from`: where it was to go on.
+fn check_listing(bytes: &[u8], from: &str) -> Result<(), Fault> {
     let text = String::from_utf8_lossy(bytes);
-    let whole = text.contains("<ListBucketResult") && text.trim_end().ends_with("</ListBucketResult>");
-    let empty = text.trim_end().ends_with("/>") && text.contains("<ListBucketResult");
-    if !whole && !empty {
+    if !text.contains("<ListBucketResult") || !text.trim_end().ends_with("</ListBucketResult>") {
         return Err(Fault::passing("the answer is no listing"));
     }
-    let more = element(&text, "IsTruncated").is_some_and(|t| t == "true");
-    if more && element(&text, "NextContinuationToken").is_none_or(|t| t.is_empty()) {
-        return Err(Fault::other("the listing breaks off without saying where it goes on"));
+    match element(&text, "IsTruncated").as_deref() {
+        Some("false") => return Ok(()),
+        Some("true") => {}
+        _ => return Err(Fault::other("the listing does not say whether it goes on")),
     }
-    Ok(())
+    match element(&text, "NextContinuationToken").unwrap_or_default() {
+        next if next.is_empty() => {
+            Err(Fault::other("the listing breaks off without saying where it goes on"))
+        }
+        next if next == from => Err(Fault::other("the listing does not go on: it gives the same page again")),
+        _ => Ok(()),
+    }
 }
 
 /// When something last moved.
@@ -314,7 +349,8 @@ mod tests {
     #[test]
     fn what_is_no_whole_listing_is_not_an_empty_one() {
         let page = |inside: &str| {
-            check_listing(format!("<ListBucketResult xmlns=\"x\">{inside}</ListBucketResult>\n").as_bytes())
+            let text = format!("<ListBucketResult xmlns=\"x\">{inside}</ListBucketResult>\n");
+            check_listing(text.as_bytes(), "before")
         };
         assert!(page("<IsTruncated>false</IsTruncated>").is_ok());
         assert!(
@@ -322,7 +358,21 @@ mod tests {
         );
         assert!(page("<IsTruncated>true</IsTruncated>").is_err());
         for bad in ["", "<html></html>", "{}", "<ListBucketResult><Contents><Key>a"] {
-            assert!(check_listing(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(check_listing(bad.as_bytes(), "").is_err(), "{bad:?}");
         }
+        // Whoever does not know whether there is more would ask for the first page for ever, or for this one.
+        assert!(page("").is_err() && page("<IsTruncated>maybe</IsTruncated>").is_err());
+        assert!(check_listing(b"<ListBucketResult/>", "").is_err());
+        assert!(
+            page("<IsTruncated>true</IsTruncated><NextContinuationToken>before</NextContinuationToken>")
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn where_a_listing_goes_on_is_read_as_it_was_meant() {
+        let from = |uri: &str| asked_from(&uri.parse().unwrap());
+        assert_eq!(from("http://h/b?list-type=2&continuation-token=a%2Bb%2F%3D&prefix=x"), "a+b/=");
+        assert_eq!(from("http://h/b?list-type=2"), "");
     }
 }

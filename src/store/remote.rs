@@ -14,11 +14,11 @@ use jiff::Timestamp;
 use opendal::{Buffer, EntryMode, ErrorKind, Metadata, Operator, Writer};
 use tokio::runtime::Handle;
 
-use super::fault::{Fault, Kind, clean};
+use super::fault::{Fault, Kind, Stop, clean, unless};
 use super::http::jittered;
 use super::pace::{Pace, Paced};
 use super::{Object, Put, Refusal, Store, StoreError};
-use crate::cancel::{Cancel, Interrupted};
+use crate::cancel::Cancel;
 
 /// Bytes that go up at a time; what is no longer goes in one request.
 const CHUNK: u64 = 8 << 20;
@@ -56,18 +56,6 @@ pub(super) struct Remote {
     pub thaw: fn(place: &str, key: &str) -> String,
 }
 
-/// Why a question came to nothing.
-enum Stop {
-    Interrupted(Interrupted),
-    Fault(Fault),
-}
-
-impl From<Interrupted> for Stop {
-    fn from(i: Interrupted) -> Self {
-        Self::Interrupted(i)
-    }
-}
-
 impl From<opendal::Error> for Stop {
     fn from(e: opendal::Error) -> Self {
         Self::Fault(fault_of(&e))
@@ -92,17 +80,6 @@ fn fault_of(e: &opendal::Error) -> Fault {
     Fault { kind, text: clean(&format!("{}: {}", e.kind(), e.message()), &[]) }
 }
 
-async fn unless<T>(
-    cancel: &Cancel,
-    what: impl Future<Output = Result<T, opendal::Error>>,
-) -> Result<T, Stop> {
-    tokio::select! {
-        biased;
-        () = cancel.requested() => Err(Interrupted.into()),
-        done = what => Ok(done?),
-    }
-}
-
 /// Name of an entry of a listing of `dir` (with a final slash, or empty), where it is directly in it and can be ours.
 fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
     let name = path.strip_prefix(dir)?;
@@ -110,6 +87,16 @@ fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
     let odd =
         name.is_empty() || name == "." || name == ".." || name.contains(|c: char| c == '/' || c.is_control());
     (!odd).then_some(name)
+}
+
+/// Adds what to do where the object is frozen.
+fn thawing(stop: Stop, thaw: impl FnOnce() -> String) -> Stop {
+    match stop {
+        Stop::Fault(Fault { kind: Kind::Frozen, text }) => {
+            Stop::Fault(Fault { kind: Kind::Frozen, text: format!("{text}; {}", thaw()) })
+        }
+        stop => stop,
+    }
 }
 
 impl Remote {
@@ -122,20 +109,8 @@ impl Remote {
     }
 
     fn error(&self, action: &'static str, object: &str, stop: Stop) -> StoreError {
-        let (store, object) = (self.name.clone(), object.to_owned());
-        let fault = match stop {
-            Stop::Interrupted(i) => return StoreError::Interrupted(i),
-            Stop::Fault(fault) => fault,
-        };
-        match fault.kind {
-            Kind::Absent => StoreError::NotFound { store, object },
-            Kind::Passing => StoreError::Down { store, action, object, why: fault.text },
-            Kind::Refused(refusal) => StoreError::Refused { store, action, object, refusal, why: fault.text },
-            Kind::Frozen => {
-                let why = format!("{}; {}", fault.text, (self.thaw)(&self.place, &self.full(&object)));
-                StoreError::Refused { store, action, object, refusal: Refusal::Other, why }
-            }
-        }
+        let stop = thawing(stop, || (self.thaw)(&self.place, &self.full(object)));
+        stop.told(&self.name, action, object)
     }
 
     fn full(&self, path: &str) -> String {
@@ -340,6 +315,9 @@ impl Store for Remote {
     fn open(&self, object: &str, cancel: &Cancel) -> Result<Box<dyn Read + Send>, StoreError> {
         let key = self.key("read", object)?;
         let mut download = Download {
+            store: self.name.clone(),
+            object: object.to_owned(),
+            thaw: (self.thaw)(&self.place, &key),
             operator: self.operator()?.clone(),
             runtime: self.runtime.clone(),
             cancel: cancel.clone(),
@@ -509,6 +487,9 @@ impl Store for Remote {
 
 /// An object as it comes, taken up again where it broke off.
 struct Download {
+    store: String,
+    object: String,
+    thaw: String,
     operator: Operator,
     runtime: Handle,
     cancel: Cancel,
@@ -573,7 +554,7 @@ impl Download {
             self.stream = None;
             let wait = async {
                 tokio::time::sleep(jittered(pause)).await;
-                Ok(())
+                Ok::<_, Fault>(())
             };
             unless(&self.cancel, wait).await?;
             pause *= 2;
@@ -593,9 +574,9 @@ impl Read for Download {
                 continue;
             }
             let runtime = self.runtime.clone();
-            self.rest = runtime.block_on(self.next()).map_err(|stop| match stop {
-                Stop::Interrupted(i) => io::Error::other(i),
-                Stop::Fault(fault) => io::Error::other(fault),
+            self.rest = runtime.block_on(self.next()).map_err(|stop| {
+                let stop = thawing(stop, || self.thaw.clone());
+                io::Error::other(stop.told(&self.store, "read", &self.object))
             })?;
             if self.rest.is_empty() {
                 return Ok(0);

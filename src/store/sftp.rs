@@ -18,16 +18,14 @@ use tokio::runtime::Handle;
 
 use self::packet::{Attributes, Fields, Reply, Status};
 use self::session::{Identity, Route, SYNC, Session, no_sftp};
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, Kind, Stop, unless};
 use super::pace::{Pace, Paced};
-use super::{Access, Object, Put, Refusal, Store, StoreError};
-use crate::cancel::{Cancel, Interrupted};
+use super::{Access, Object, Put, Refusal, Store, StoreError, TEMP, is_leftover};
+use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::secret::SecretRef;
 use crate::vault::Vault;
 
-/// Temporary objects begin with this; they are never listed.
-const TEMP: &str = ".tars-backup-tmp-";
 /// Bytes of one request: any server takes that many.
 const PIECE: usize = 32 << 10;
 /// Requests under way.
@@ -167,44 +165,13 @@ pub(super) fn root(path: &str) -> Option<String> {
     (!inside.split('/').any(is_odd)).then(|| format!("{}{inside}", if absolute { "/" } else { "" }))
 }
 
-/// Why something came to nothing.
-enum Stop {
-    Interrupted(Interrupted),
-    Fault(Fault),
-    Store(StoreError),
-}
-
-impl From<Interrupted> for Stop {
-    fn from(i: Interrupted) -> Self {
-        Self::Interrupted(i)
-    }
-}
-
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-impl From<StoreError> for Stop {
-    fn from(e: StoreError) -> Self {
-        Self::Store(e)
-    }
-}
-
-async fn unless<T>(cancel: &Cancel, what: impl Future<Output = Result<T, Fault>>) -> Result<T, Stop> {
-    tokio::select! {
-        biased;
-        () = cancel.requested() => Err(Interrupted.into()),
-        done = what => Ok(done?),
-    }
-}
-
 /// What a status means where it is not the one that was hoped for.
 fn refusal(status: Status) -> Fault {
     let kind = match status {
         Status::NotThere => Kind::Absent,
         Status::Denied => Kind::Refused(Refusal::Access),
+        // The server's own way to its disk, where it stands before another one.
+        Status::NoConnection | Status::ConnectionLost => Kind::Passing,
         _ => Kind::Refused(Refusal::Other),
     };
     Fault { kind, text: status.to_string() }
@@ -259,6 +226,9 @@ impl Session {
         let mut all = Vec::new();
         loop {
             match self.ask(packet::READDIR, |r| r.text(&handle)).await? {
+                Reply::Names(names) if names.is_empty() => {
+                    return Err(Fault::other("a listing goes on without any name"));
+                }
                 Reply::Names(names) => {
                     for (name, found) in names {
                         let Ok(name) = String::from_utf8(name) else { continue };
@@ -268,19 +238,34 @@ impl Session {
                     }
                 }
                 Reply::Status(Status::End) => break,
+                // It was there when it was opened: this is no absent directory.
+                Reply::Status(Status::NotThere) => {
+                    return Err(Fault::passing("it went away while it was listed"));
+                }
                 Reply::Status(status) => return Err(refusal(status)),
                 _ => return Err(no_sftp()),
             }
         }
         self.close(&handle).await?;
-        // Not every server says of what kind an entry is.
-        for (name, found) in all.iter_mut().filter(|(_, found)| found.mode.is_none() || found.bytes.is_none())
-        {
-            if let Some(looked) = self.look(packet::LSTAT, &format!("{path}/{name}")).await? {
-                *found = looked;
+        // Not every server says of what kind an entry is; what nobody says must not shorten the list.
+        let mut known = Vec::with_capacity(all.len());
+        for (name, found) in all {
+            if found.is_told() {
+                known.push((name, found));
+            } else if let Some(looked) = self.look(packet::LSTAT, &format!("{path}/{name}")).await? {
+                let found = Attributes {
+                    bytes: looked.bytes.or(found.bytes),
+                    mode: looked.mode.or(found.mode),
+                    ..looked
+                };
+                if !found.is_told() {
+                    let text = "the server does not say of what kind and how long its files are";
+                    return Err(Fault::other(text));
+                }
+                known.push((name, found));
             }
         }
-        Ok(Some(all))
+        Ok(Some(known))
     }
 
     /// Bytes that this user may still write there; None where the server does not say.
@@ -303,17 +288,7 @@ impl Session {
 
 impl Sftp {
     fn error(&self, action: &'static str, object: &str, stop: Stop) -> StoreError {
-        let (store, object) = (self.name.clone(), object.to_owned());
-        let fault = match stop {
-            Stop::Interrupted(i) => return StoreError::Interrupted(i),
-            Stop::Store(e) => return e,
-            Stop::Fault(fault) => fault,
-        };
-        match fault.kind {
-            Kind::Absent => StoreError::NotFound { store, object },
-            Kind::Passing | Kind::Frozen => StoreError::Down { store, action, object, why: fault.text },
-            Kind::Refused(refusal) => StoreError::Refused { store, action, object, refusal, why: fault.text },
-        }
+        stop.told(&self.name, action, object)
     }
 
     fn path(&self, action: &'static str, object: &str) -> Result<String, StoreError> {
@@ -335,7 +310,7 @@ impl Sftp {
             // It may have been lost while nobody looked.
             let alive = unless(cancel, async {
                 let asked = old.ask(packet::REALPATH, |r| r.text(b"."));
-                Ok(matches!(
+                Ok::<_, Fault>(matches!(
                     tokio::time::timeout(Duration::from_secs(10), asked).await,
                     Ok(Ok(Reply::Names(_)))
                 ))
@@ -363,7 +338,7 @@ impl Sftp {
                     let pause = Duration::from_millis(500) * attempt;
                     unless(cancel, async {
                         tokio::time::sleep(pause).await;
-                        Ok(())
+                        Ok::<_, Fault>(())
                     })
                     .await?;
                     attempt += 1;
@@ -390,8 +365,14 @@ impl Sftp {
         let done = self.runtime.block_on(async {
             let mut session = self.session(cancel).await?;
             let done = what(&mut session).await;
-            // After a fault that is not the server's considered answer nobody knows what is still under way.
-            if !matches!(done, Err(Stop::Interrupted(_) | Stop::Fault(Fault { kind: Kind::Passing, .. }))) {
+            // After anything else nobody knows what is still under way or open there, and an open file keeps its room
+            // when its name is gone. With the connection the server lets go of it all.
+            let ended = match &done {
+                Ok(_) | Err(Stop::Store(StoreError::Exists { .. })) => true,
+                Err(Stop::Fault(fault)) => fault.kind == Kind::Absent,
+                Err(_) => false,
+            };
+            if ended {
                 self.give_back(session);
             }
             done
@@ -444,10 +425,11 @@ impl Sftp {
     ) -> Result<u64, Stop> {
         let open = |r: packet::Request| r.text(temp.as_bytes()).number(packet::FLAG_WRITE_NEW).mode(0o600);
         let handle = unless(cancel, session.handle(packet::OPEN, open)).await?;
-        unless(cancel, async {
-            well(session.do_it(packet::FSETSTAT, |r| r.text(&handle).mode(0o600)).await?)
-        })
-        .await?;
+        // A server that cannot do this has made it with the mode that it was opened with.
+        match unless(cancel, session.do_it(packet::FSETSTAT, |r| r.text(&handle).mode(0o600))).await? {
+            Status::Unsupported => {}
+            status => well(status)?,
+        }
         let mut under_way = VecDeque::new();
         let mut at = 0u64;
         loop {
@@ -480,7 +462,7 @@ impl Sftp {
             }
             let found = session.length(&handle).await?;
             session.close(&handle).await?;
-            Ok(found)
+            Ok::<_, Fault>(found)
         })
         .await
     }
@@ -495,7 +477,10 @@ impl Sftp {
         let Some(id) = under_way.pop_front() else { return Ok(()) };
         match unless(cancel, session.status(id, SYNC)).await? {
             Status::Ok => Ok(()),
-            Status::Failure => Err(self.why_not(session, under_way).await.into()),
+            Status::Failure => {
+                let why = async { Ok::<_, Fault>(self.why_not(session, under_way).await) };
+                Err(unless(cancel, why).await?.into())
+            }
             status => Err(refusal(status).into()),
         }
     }
@@ -679,6 +664,7 @@ impl Store for Sftp {
             runtime: self.runtime.clone(),
             cancel: cancel.clone(),
             idle: self.idle.clone(),
+            object: object.to_owned(),
             path,
             length,
             source: Some((session, handle)),
@@ -736,8 +722,9 @@ impl Store for Sftp {
             let (store, object) = (self.name.clone(), object.to_owned());
             error = StoreError::Io { store, action: "take the data of", object, source };
         }
-        // The connection may have been lost with the answer: a new object that is there with its length is ours.
-        if how == Put::New && matches!(error, StoreError::Down { .. }) {
+        // The connection may have been lost with the answer: a new object that is there with its length is ours, where it
+        // was seen not to be there before.
+        if begun && how == Put::New && matches!(error, StoreError::Down { .. }) {
             let to_the_end = Cancel::default();
             let there = self.with("look for", object, &to_the_end, async |session| {
                 Ok(session.look(packet::LSTAT, &path).await?)
@@ -785,8 +772,7 @@ impl Store for Sftp {
             .each(dir, &cancel)?
             .into_iter()
             .map(|(name, _)| name)
-            // Small objects may be in the making right now: verify needs no lock.
-            .filter(|name| name.starts_with(TEMP) && name.contains(".tar.gz"))
+            .filter(|name| is_leftover(name))
             .collect();
         for name in &left {
             self.delete(&super::object(dir, name))?;
@@ -834,6 +820,7 @@ struct Download {
     runtime: Handle,
     cancel: Cancel,
     idle: Idle,
+    object: String,
     path: String,
     length: u64,
     source: Option<(Session, Vec<u8>)>,
@@ -938,11 +925,9 @@ impl Read for Download {
         }
         if self.taken == self.piece.len() {
             let runtime = self.runtime.clone();
-            self.piece = runtime.block_on(self.next()).map_err(|stop| match stop {
-                Stop::Interrupted(i) => io::Error::other(i),
-                Stop::Fault(fault) => io::Error::other(fault),
-                Stop::Store(e) => io::Error::other(e),
-            })?;
+            self.piece = runtime
+                .block_on(self.next())
+                .map_err(|stop| io::Error::other(self.again.error("read", &self.object, stop)))?;
             self.taken = 0;
         }
         let n = buf.len().min(self.piece.len() - self.taken);

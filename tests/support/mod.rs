@@ -203,7 +203,12 @@ impl Home {
 
     /// Names of the committed backups below the store.
     pub fn committed(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.path("store/daily")) else { return Vec::new() };
+        self.committed_at("store/daily")
+    }
+
+    /// The same in that directory.
+    pub fn committed_at(&self, dir: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path(dir)) else { return Vec::new() };
         let mut names: Vec<String> = entries
             .filter_map(|e| {
                 e.unwrap().file_name().to_str()?.strip_suffix(".manifest.json").map(str::to_owned)

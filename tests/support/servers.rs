@@ -238,8 +238,41 @@ pub struct Sshd {
 
 impl Sshd {
     pub fn start() -> Self {
+        Self::with("internal-sftp", None)
+    }
+
+    /// Whose files are kept by the server of OpenSSH as a program of its own, which writes none longer than `blocks` of
+    /// 1024 bytes.
+    pub fn that_writes(blocks: u32) -> Self {
+        let script =
+            format!("#!/bin/bash\ntrap '' XFSZ\nulimit -f {blocks}\nexec /usr/lib/openssh/sftp-server\n");
+        Self::with("", Some(&script))
+    }
+
+    /// Whose files are kept by `sftp.py`, with that oddity.
+    pub fn odd(oddity: &str) -> Self {
+        let output =
+            Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+        let python = String::from_utf8(output.stdout).unwrap();
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/sftp.py");
+        let script = format!("#!/bin/sh\nexec '{}' '{}' {oddity}\n", python.trim(), program.display());
+        Self::with("", Some(&script))
+    }
+
+    /// `subsystem`: what serves files; or that script does.
+    fn with(subsystem: &str, script: Option<&str>) -> Self {
+        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().display();
+        let program = dir.path().join("subsystem");
+        let subsystem = match script {
+            None => subsystem.to_owned(),
+            Some(text) => {
+                std::fs::write(&program, text).unwrap();
+                std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+                program.display().to_string()
+            }
+        };
         let address = free_port();
         let user = Self::user();
         let script = format!(
@@ -260,7 +293,7 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 AllowUsers {user}
-Subsystem sftp internal-sftp
+Subsystem sftp {subsystem}
 END",
             port = address.port()
         );

@@ -1,13 +1,14 @@
 //! From the archive into every store of the tier, each on its own: a store that has it and proved it is committed, and
 //! does not wait for a slow one. What a store still lacks stays in the spool.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::{BackupError, BackupPlan, Failure, StoreResult, Target, World, store_failed};
 use crate::archive::compress::Reserve;
 use crate::archive::pack::Packed;
-use crate::archive::seal::seal;
+use crate::archive::seal::{SealError, seal};
 use crate::cancel::Interrupted;
 use crate::delivery::{self, Attempt, DeliveryError, Parcel, Place, Receipt};
 use crate::hint::chain;
@@ -17,7 +18,6 @@ use crate::progress::{Event, What};
 use crate::setup::Setup;
 use crate::spool::{Entry, Pending, Slot, Spool};
 use crate::staging::{Staging, StagingError};
-use crate::store::StoreError;
 use crate::units::show_bytes;
 
 /// Where the archive is packed: in the spool, from where it can be delivered later; or in staging, where the spool has
@@ -76,11 +76,18 @@ impl Bench {
 /// The archive in every form that a store wants, and the spool's hold on it.
 pub(super) struct Shipment {
     parcels: Vec<Parcel>,
+    /// Why there is no sealed one, where a store wants it.
+    unsealed: Option<Failure>,
     entry: Option<Mutex<Entry>>,
+    /// Stores to which something was sent.
+    begun: Mutex<BTreeSet<String>>,
+    /// Without an entry the archive goes with it, at the end.
+    _slot: Option<Slot>,
 }
 
 impl Shipment {
-    /// Seals what is to be sealed, and enters it into the spool. `failed`: stores that were found unusable before.
+    /// Seals what is to be sealed, and enters it into the spool. What fails there costs the stores that want it sealed, or
+    /// the second try, never the others. `failed`: stores that were found unusable before.
     pub fn prepare(
         setup: &Setup,
         plan: &BackupPlan<'_>,
@@ -92,42 +99,46 @@ impl Shipment {
     ) -> Result<Self, BackupError> {
         let name = &manifest.backup_name;
         let wants = |sealed: bool| plan.targets.iter().any(|t| t.sealed == sealed);
-        let mut parcels = Vec::new();
+        let (mut parcels, mut unsealed) = (Vec::new(), None);
         if wants(true) {
-            let recipients = &setup.encryption.recipients;
-            world.monitor.phase("sealing", Some(packed.bytes));
-            world.monitor.event(Event::new(What::Packing, format!("Sealing {name}")).backup(name));
-            let to = bench.dir().join(name.sealed_archive());
-            let reserve = bench.reserve()?;
-            let sealed = seal(&packed.path, &to, recipients, reserve, world.cancel, world.monitor)?;
-            let encryption = Encryption {
-                method: Some("age".to_owned()),
-                recipients: recipients.texts().map(str::to_owned).collect(),
-            };
-            parcels.push(Parcel { packed: sealed, encryption });
+            match sealed(setup, name, &packed, &bench.dir().join(name.sealed_archive()), world) {
+                Ok(parcel) => parcels.push(parcel),
+                Err(SealError::Interrupted(i)) => return Err(i.into()),
+                Err(e) => unsealed = Some(Failure::of(&e, world)),
+            }
         }
-        if wants(false) {
+        // What is not sealed today waits as it is: whoever delivers it seals it first.
+        if wants(false) || unsealed.is_some() {
             parcels.push(Parcel { packed, encryption: Encryption::default() });
         } else {
             // What cannot be removed now goes with the rest of the directory.
             let _ = std::fs::remove_file(&packed.path);
         }
-        let entry = match bench {
-            Bench::Staging(_) => None,
-            Bench::Spool(slot) => {
-                let error = |store: &str| {
-                    let f = failed.iter().find(|f| f.store == store)?;
-                    f.failure.as_ref().map(|f| f.error.clone())
-                };
-                let pending = |t: &Target<'_>| {
-                    let store = t.store().name().to_owned();
-                    Pending { error: error(&store), store, dir: t.dir.clone(), sealed: t.sealed }
-                };
-                let pending = plan.targets.iter().map(pending).collect();
-                Some(Mutex::new(slot.enter(manifest, &parcels.iter().collect::<Vec<_>>(), pending)?))
+        let (mut entry, mut kept) = (None, None);
+        if let Bench::Spool(mut slot) = bench {
+            let error = |store: &str| {
+                let f = failed.iter().find(|f| f.store == store)?;
+                f.failure.as_ref().map(|f| f.error.clone())
+            };
+            let pending = |t: &Target<'_>| {
+                let store = t.store().name().to_owned();
+                let sealed = t.sealed && unsealed.is_none();
+                Pending { error: error(&store), store, dir: t.dir.clone(), sealed, begun: false }
+            };
+            let pending = plan.targets.iter().map(pending).collect();
+            match slot.enter(manifest, &parcels.iter().collect::<Vec<_>>(), pending) {
+                Ok(entered) => entry = Some(Mutex::new(entered)),
+                Err(e) => {
+                    let text = format!(
+                        "The spool does not take {name} ({}): what a store refuses now will not be kept",
+                        chain(&e)
+                    );
+                    world.monitor.event(Event::new(What::Warning, text).backup(name));
+                }
             }
-        };
-        Ok(Self { parcels, entry })
+            kept = Some(slot);
+        }
+        Ok(Self { parcels, unsealed, entry, begun: Mutex::default(), _slot: kept })
     }
 
     fn parcel(&self, sealed: bool) -> Option<&Parcel> {
@@ -158,6 +169,18 @@ impl Shipment {
         }
     }
 
+    /// Notes that something is sent to a store: what has the name there is ours from now on.
+    fn begin(&self, store: &str, world: &World<'_>) {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(store.to_owned());
+        if let Some(entry) = &self.entry {
+            note_begun(&mut entry.lock().unwrap_or_else(PoisonError::into_inner), store, world);
+        }
+    }
+
+    fn has_begun(&self, store: &str) -> bool {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).contains(store)
+    }
+
     /// Gives the spool's hold up: nobody is to have this backup.
     fn abandon(&self) {
         if let Some(entry) = &self.entry {
@@ -165,6 +188,36 @@ impl Shipment {
             // Otherwise `sync` finds it, which harms nobody.
             let _ = entry.remove();
         }
+    }
+}
+
+/// The archive `plain`, sealed as the new file `to`.
+pub(in crate::ops) fn sealed(
+    setup: &Setup,
+    name: &BackupName,
+    plain: &Packed,
+    to: &Path,
+    world: &World<'_>,
+) -> Result<Parcel, SealError> {
+    let recipients = &setup.encryption.recipients;
+    world.monitor.phase("sealing", Some(plain.bytes));
+    world.monitor.event(Event::new(What::Packing, format!("Sealing {name}")).backup(name));
+    let reserve = Reserve::of(to.parent().unwrap_or(to))
+        .map_err(|source| SealError::Write { path: to.to_owned(), source })?;
+    let packed = seal(&plain.path, to, recipients, reserve, world.cancel, world.monitor)?;
+    let encryption = Encryption {
+        method: Some("age".to_owned()),
+        recipients: recipients.texts().map(str::to_owned).collect(),
+    };
+    Ok(Parcel { packed, encryption })
+}
+
+/// Notes in the spool that something is sent. Without that note a later try refuses what this one leaves there, and
+/// somebody has to look; so it is no reason not to send.
+pub(in crate::ops) fn note_begun(entry: &mut Entry, store: &str, world: &World<'_>) {
+    if let Err(e) = entry.begun(store) {
+        let text = format!("The spool could not be brought up to date: {}", chain(&e));
+        world.monitor.event(Event::new(What::Warning, text).store(store));
     }
 }
 
@@ -218,10 +271,10 @@ fn one(
     world: &World<'_>,
 ) -> StoreResult {
     let store = target.store();
-    let first = try_one(target, manifest, shipment, Attempt::First, world);
+    let first = try_one(target, manifest, shipment, world);
     let full = matches!(&first, Err(DeliveryError::Store(e)) if e.is_full()) && target.is_configured();
     let delivered = match full && make_room(store.name()) {
-        true => try_one(target, manifest, shipment, Attempt::Again, world),
+        true => try_one(target, manifest, shipment, world),
         false => first,
     };
     match delivered {
@@ -262,43 +315,32 @@ fn try_one(
     target: &Target<'_>,
     manifest: &Manifest,
     shipment: &Shipment,
-    attempt: Attempt,
     world: &World<'_>,
 ) -> Result<Receipt, DeliveryError> {
     let Some(parcel) = shipment.parcel(target.sealed) else {
-        return Err(DeliveryError::Archive(std::io::Error::other("it was not packed in this form")));
+        let (why, hint) = Failure::split(shipment.unsealed.clone());
+        return Err(DeliveryError::NotSealed { why: why.unwrap_or_default(), hint });
     };
-    bring(Place { store: target.store(), dir: &target.dir }, manifest, parcel, attempt, world)
+    let store = target.store();
+    let begun = || shipment.begin(store.name(), world);
+    let attempt = if shipment.has_begun(store.name()) { Attempt::Again } else { Attempt::First(&begun) };
+    bring(Place { store, dir: &target.dir }, manifest, parcel, attempt, world)
 }
 
-/// One delivery with what goes before it: clears what killed runs left, and looks for room.
+/// One delivery with what goes before it: clears what killed runs left.
 pub(in crate::ops) fn bring(
     to: Place<'_>,
     manifest: &Manifest,
     parcel: &Parcel,
-    attempt: Attempt,
+    attempt: Attempt<'_>,
     world: &World<'_>,
 ) -> Result<Receipt, DeliveryError> {
-    let (store, name, bytes) = (to.store, &manifest.backup_name, parcel.packed.bytes);
+    let (store, name) = (to.store, &manifest.backup_name);
     let event = Event::new(What::Delivering, format!("Delivering {name} to {}", store.name()));
     world.monitor.event(event.backup(name).store(store.name()));
     for left in store.sweep(to.dir)? {
         let text = format!("Removed what a killed run left in {}: {left}", store.name());
         world.monitor.event(Event::new(What::LeftoverRemoved, text).store(store.name()));
-    }
-    if let Some(free) = store.free_bytes()?
-        && free < bytes
-    {
-        return Err(StoreError::Io {
-            store: store.name().to_owned(),
-            action: "write",
-            object: parcel.file(name),
-            source: std::io::Error::new(
-                std::io::ErrorKind::StorageFull,
-                format!("{} are free, {} are needed", show_bytes(free), show_bytes(bytes)),
-            ),
-        }
-        .into());
     }
     delivery::deliver(to, manifest, parcel, attempt, world.cancel, world.monitor, world.now)
 }

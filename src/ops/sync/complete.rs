@@ -58,7 +58,8 @@ fn of_tier(setup: &Setup, tier: &Tier, world: &World<'_>, outcome: &mut Outcome)
             continue;
         }
         let lacks = sides.iter().filter(|s| !s.used.contains(&name));
-        let goals: Vec<Goal<'_>> = lacks.map(|s| Goal { store: s.store, dir: s.dir.clone() }).collect();
+        let goals: Vec<Goal<'_>> =
+            lacks.map(|s| Goal { store: s.store, dir: s.dir.clone(), begun: false }).collect();
         let mut copies: Vec<&Found<'_>> =
             found.iter().filter(|f| f.entry.name == name && is_good(f, setup)).collect();
         copies.sort_by_key(|f| f.store().local_root().is_none());

@@ -49,6 +49,8 @@ pub(super) enum Status {
     NotThere,
     Denied,
     Failure,
+    NoConnection,
+    ConnectionLost,
     Unsupported,
     Other(u32),
 }
@@ -61,6 +63,8 @@ impl fmt::Display for Status {
             Self::NotThere => write!(f, "no such file"),
             Self::Denied => write!(f, "permission denied"),
             Self::Failure => write!(f, "failure"),
+            Self::NoConnection => write!(f, "no connection"),
+            Self::ConnectionLost => write!(f, "connection lost"),
             Self::Unsupported => write!(f, "operation not supported"),
             Self::Other(code) => write!(f, "status {code}"),
         }
@@ -86,6 +90,11 @@ impl Attributes {
 
     pub fn is_dir(&self) -> bool {
         self.is(0o040_000)
+    }
+
+    /// Whether a listing can tell what it is, and of a file how long.
+    pub fn is_told(&self) -> bool {
+        self.mode.is_some() && (self.bytes.is_some() || !self.is_file())
     }
 }
 
@@ -225,6 +234,8 @@ pub(super) fn reply(packet: &[u8]) -> Option<(u32, Reply)> {
             2 => Status::NotThere,
             3 => Status::Denied,
             4 => Status::Failure,
+            6 => Status::NoConnection,
+            7 => Status::ConnectionLost,
             8 => Status::Unsupported,
             other => Status::Other(other),
         }),
