@@ -324,10 +324,7 @@ pub struct SqliteTarget {
 
 impl SqliteTarget {
     fn beside(&self, work: &Work<'_>, what: &str) -> PathBuf {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(self.live.file_name().unwrap_or_default());
-        name.push(format!(".tars-restore-{}{what}", work.id));
-        self.live.with_file_name(name)
+        change::beside_name(&self.live, work.id, what)
     }
 
     fn write(&self, context: &Context<'_>, work: &Work<'_>, to: &Path) -> Result<(), SourceError> {
@@ -380,6 +377,7 @@ impl Target for SqliteTarget {
             SourceError::bad(self.live.display().to_string(), "the directory above it is not there")
         })?;
         work.member(".sqlite3")?;
+        change::must_have_no_remains(&self.live)?;
         let old = std::fs::metadata(&self.live).map_or(0, |m| m.len());
         Ok((parent.to_owned(), work.component.bytes_in.saturating_mul(2).saturating_add(old)))
     }
@@ -411,6 +409,7 @@ impl Target for SqliteTarget {
     ) -> Result<Change, SourceError> {
         let new = self.beside(work, "");
         if self.existing(context)? == Existing::Nothing {
+            change::must_have_no_remains(&self.live)?;
             return Ok(Change::Sqlite { live: self.live.clone(), new, old: None });
         }
         let old = self.beside(work, ".old");
