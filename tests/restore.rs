@@ -198,6 +198,8 @@ fn elsewhere_means_that_nothing_here_changes() {
     assert_eq!(state(&home), before);
     assert_eq!(sh(&format!("cat '{to}/documents/a.txt'")), "hello\n");
     assert_eq!(rows(&format!("{to}/app.sqlite3")), "1,2\n");
+    // As private as what it comes from may have been.
+    assert_eq!(sh(&format!("stat -c %a '{to}/app.sqlite3'")), "600\n");
     // The archive alone is enough, without any configuration.
     let archive = home.object(".tar.gz").display().to_string();
     let second = home.at("second");

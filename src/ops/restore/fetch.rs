@@ -419,7 +419,9 @@ fn write_members(
                 warnings.extend(done.warnings());
                 return Ok(());
             }
-            let mut file = File::create_new(&target).map_err(put)?;
+            // A dump, or the roles with the hashes of their passwords.
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(put)?;
             made.push(target.clone());
             let mut buffer = vec![0; 1 << 20];
             loop {
