@@ -78,6 +78,11 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Whether containers may have mounted what a restore replaces, although it is restored without the engine.
+    fn may_be_mounted(&self) -> bool {
+        false
+    }
+
     /// Tiers that its configuration names.
     fn tiers(&self) -> &[String] {
         &[]

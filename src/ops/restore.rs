@@ -275,7 +275,11 @@ impl<'a> Restore<'a> {
         world: &'a World<'a>,
     ) -> Result<Self, RestoreError> {
         let source = |c: &Chosen<'_>| setup.sources.iter().find(|s| s.name.as_str() == c.name);
-        let needed = chosen.iter().filter_map(source).any(|s| s.source.needs_docker());
+        // Also where only somebody is to be stopped for it.
+        let needed = chosen
+            .iter()
+            .filter_map(source)
+            .any(|s| s.source.needs_docker() || s.source.may_be_mounted() || !s.dependents.is_empty());
         // A service of that name in another stack is not what the data came from.
         let docker = connect_if(needed, setup, world)?.map(|d| d.else_in_project(project_of(chosen)));
         let own_dirs = own_dirs_of(setup);
