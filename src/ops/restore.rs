@@ -311,10 +311,9 @@ impl<'a> Restore<'a> {
             return cannot(why, elsewhere);
         }
         let context = self.context();
-        let references = source.references(&context, chosen.component);
-        if !references.is_empty() {
+        if source.is_configuration() {
             return match self.request.restore_config {
-                true => self.bring_config(chosen, source.as_ref(), references),
+                true => self.bring_config(chosen, source.as_ref()),
                 false if self.request.components.is_empty() => Ok(Ok(Action::LeaveAlone)),
                 false => cannot("configuration is left alone".into(), "put it back with --restore-config"),
             };
@@ -334,12 +333,20 @@ impl<'a> Restore<'a> {
         &'b self,
         chosen: &Chosen<'_>,
         source: &'b dyn Source,
-        files: Vec<(String, PathBuf)>,
     ) -> Result<Result<Action<'b>, (String, Option<String>)>, RestoreError> {
-        match source.originals(&self.context(), &self.work_of(chosen)) {
-            Ok(Originals::Open(target)) => self.surveyed(chosen, target),
-            Ok(Originals::Closed(why, hint)) => Ok(Ok(Action::Refer { files, closed: Some((why, hint)) })),
-            Ok(Originals::None) => Ok(Ok(Action::Refer { files, closed: None })),
+        let (context, work) = (self.context(), self.work_of(chosen));
+        let closed = match source.originals(&context, &work) {
+            Ok(Originals::Open(target)) => return self.surveyed(chosen, target),
+            Ok(Originals::Closed(why, hint)) => Some((why, hint)),
+            Ok(Originals::None) => None,
+            Err(e) => return self.not_ready(chosen, e),
+        };
+        match source.references(&context, &work) {
+            Ok(files) if files.is_empty() => Ok(Err(closed.unwrap_or_else(|| {
+                let hint = "see what there is: write it elsewhere with --to DIR".to_owned();
+                ("none of the files that the configuration names now is in it".to_owned(), Some(hint))
+            }))),
+            Ok(files) => Ok(Ok(Action::Refer { files, closed })),
             Err(e) => self.not_ready(chosen, e),
         }
     }
