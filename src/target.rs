@@ -100,6 +100,16 @@ pub trait Target {
         false
     }
 
+    /// What was asked for and is not put back, for a person: what is known now, and more after `prepare`.
+    fn not_put_back(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether `copy`, which the source makes of what is there now, holds all that is replaced.
+    fn is_saved_by(&self, _context: &Context<'_>, _copy: &Component) -> bool {
+        true
+    }
+
     /// Where every container that mounts it must be stopped meanwhile.
     fn place(&self) -> Option<&Place> {
         None
