@@ -7,7 +7,7 @@ use super::args::{Global, RestoreArgs, Roles};
 use super::places;
 use super::recover::lock;
 use super::session::{Failed, Session, load, load_optional};
-use crate::exit::Exit;
+use crate::exit::{Exit, Signal};
 use crate::hint::Hint;
 use crate::host::Identity;
 use crate::journal::Sink;
@@ -223,6 +223,9 @@ fn finish(global: &Global, session: &Session, outcome: &RestoreOutcome) -> Resul
     session.monitor.event(event);
     if global.json {
         json::print(outcome).map_err(Failed::output)?;
+    }
+    if outcome.interrupted {
+        return Ok(Exit::Interrupted(session.cancel.signal().unwrap_or(Signal::Interrupt)));
     }
     Ok(match (outcome.is_whole(), outcome.restored()) {
         (true, _) => Exit::Ok,
