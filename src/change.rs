@@ -3,9 +3,9 @@
 //! before anything changes, one exchange of names does it where the file system can, and every other way is a row of
 //! renames that is finished or reversed as a whole.
 
-use std::fs::{File, Metadata};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,6 +71,14 @@ pub enum ChangeError {
     NoDirectory { path: PathBuf, link: PathBuf },
     #[error("{path} is locked by another program")]
     Locked { path: PathBuf },
+    #[error("the database {path} that is there now cannot be read")]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("{path} is not there, but {left} of it: they would be mixed into the new database")]
+    Remains { path: PathBuf, left: String },
     #[error(transparent)]
     Docker(#[from] DockerError),
     #[error(transparent)]
@@ -84,6 +92,18 @@ impl Hint for ChangeError {
         match self {
             Self::Locked { path } => {
                 Some(format!("stop what uses it (fuser -v {}), then again", path.display()))
+            }
+            Self::Unreadable { path, .. } | Self::Remains { path, .. } => {
+                let all = std::iter::once(path.clone()).chain(beside_database(path));
+                let moves = all.filter(|f| f.symlink_metadata().is_ok()).map(|f| {
+                    let word = |p: &Path| crate::source::quote(&p.to_string_lossy());
+                    format!("mv -n {} {}", word(&f), word(&with_ending(&f, ".old")))
+                });
+                let moves: Vec<String> = moves.collect();
+                Some(format!(
+                    "stop what uses it, move all of it away together, then again: {}",
+                    moves.join("; ")
+                ))
             }
             Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("make room on the disk of the data".into())
@@ -128,9 +148,14 @@ pub fn beside(live: &Path, id: &str) -> PathBuf {
     if is_mount_point(live) {
         return live.join(NEW);
     }
+    beside_name(live, id, "")
+}
+
+/// A hidden name beside live data that nobody else has: `.NAME.tars-restore-ID`, and an ending.
+pub fn beside_name(live: &Path, id: &str, ending: &str) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(live.file_name().unwrap_or_default());
-    name.push(format!(".tars-restore-{id}"));
+    name.push(format!(".tars-restore-{id}{ending}"));
     live.parent().unwrap_or(Path::new("/")).join(name)
 }
 
@@ -289,6 +314,8 @@ impl Change {
             }
             Self::Sqlite { live, new, old } => {
                 if old.is_none() {
+                    // Looked at again: whoever made them since would be mixed with the new one.
+                    must_have_no_remains(live)?;
                     let flags = RenameFlags::NOREPLACE;
                     rustix::fs::renameat_with(CWD, new, CWD, live, flags)
                         .map_err(errno("put the new database at", live))?;
@@ -335,7 +362,12 @@ impl Change {
                         remove_file(old)?;
                     }
                     // `new` is still there unless it went live.
-                    None if look(new)?.is_none() => remove_file(live)?,
+                    None if look(new)?.is_none() => {
+                        // There was none of these before it went live.
+                        for path in std::iter::once(live.clone()).chain(beside_database(live)) {
+                            remove_file(&path)?;
+                        }
+                    }
                     None => {}
                 }
                 remove_file(new)
@@ -512,7 +544,7 @@ fn in_volume(path: String) -> String {
 }
 
 /// The name beside `path` that ends with this.
-fn with_ending(path: &Path, ending: &str) -> PathBuf {
+pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
     path.with_file_name(name)
@@ -627,9 +659,7 @@ fn make_private(path: &Path) -> Result<(), ChangeError> {
 
 /// Makes the directory `to` with the attributes of `like`: with all of them, or not at all.
 fn make_like(like: &Path, to: &Path) -> Result<(), ChangeError> {
-    let mut name = to.file_name().unwrap_or_default().to_owned();
-    name.push(".making");
-    let making = to.with_file_name(name);
+    let making = with_ending(to, ".making");
     make_private(&making)?;
     copy_attributes(like, &making)?;
     rustix::fs::renameat_with(CWD, &making, CWD, to, RenameFlags::NOREPLACE).map_err(errno("make", to))
@@ -729,15 +759,44 @@ fn load(from: &Path, to: &Path) -> Result<(), ChangeError> {
     target.close().map_err(|(_, e)| wrong("cannot be closed")(e))
 }
 
-/// A copy of a database that may be in use, in the new file `to`.
+/// The files that SQLite keeps beside a database.
+fn beside_database(live: &Path) -> [PathBuf; 3] {
+    ["-wal", "-shm", "-journal"].map(|ending| with_ending(live, ending))
+}
+
+/// An error when the database is gone and files of it are not: SQLite takes them for those of whatever takes its name.
+pub fn must_have_no_remains(live: &Path) -> Result<(), ChangeError> {
+    if look(live)?.is_some() {
+        return Ok(());
+    }
+    let mut left = Vec::new();
+    for path in beside_database(live) {
+        if look(&path)?.is_some() {
+            left.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(ChangeError::Remains { path: live.to_owned(), left: left.join(", ") })
+}
+
+/// A copy of a database that may be in use, in the new file `to`: for its owner alone until it is whole, then as open as
+/// the one that it was made from.
 pub fn copy_database(from: &Path, to: &Path) -> Result<(), ChangeError> {
+    let unreadable = |source| ChangeError::Unreadable { path: from.to_owned(), source };
     let wrong = |what: &'static str| {
-        let path = from.to_owned();
-        move |source| ChangeError::Sqlite { path, what, source }
+        move |source: rusqlite::Error| match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+                unreadable(source)
+            }
+            _ => ChangeError::Sqlite { path: from.to_owned(), what, source },
+        }
     };
     // To write, so that a transaction that a kill has cut can be rolled back; it is what any program would do first.
-    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE)
-        .map_err(wrong("the database that is there now cannot be read"))?;
+    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(unreadable)?;
+    let meta = from.metadata().map_err(failed("look at", from))?;
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed("make", to))?;
     let mut target = Connection::open(to).map_err(wrong("no copy of it can be made"))?;
     // Of no use unless it is whole: no journal that a kill would leave beside it, and one sync at the end.
     target
@@ -746,21 +805,44 @@ pub fn copy_database(from: &Path, to: &Path) -> Result<(), ChangeError> {
         .and_then(|b| b.run_to_completion(4096, Duration::from_millis(5), None))
         .map_err(wrong("no copy of it can be made"))?;
     target.close().map_err(|(_, e)| wrong("no copy of it can be made")(e))?;
+    // Without the right to give it away it stays ours alone.
+    if chown(to, Some(meta.uid()), Some(meta.gid())).is_ok() {
+        std::fs::set_permissions(to, meta.permissions()).map_err(failed("set the mode of", to))?;
+    }
     File::open(to).and_then(|f| f.sync_all()).map_err(failed("sync", to))
 }
 
 /// Whether the database `live` is the one that `old` was copied from: a copy of it now has the same bytes.
 fn is_same(live: &Path, old: &Path) -> Result<bool, ChangeError> {
-    let mut name = old.file_name().unwrap_or_default().to_owned();
-    name.push(".now");
-    let now = old.with_file_name(name);
+    let now = with_ending(old, ".now");
     remove_file(&now)?;
-    let same = copy_database(live, &now).and_then(|()| {
-        let read = |path: &Path| std::fs::read(path).map_err(failed("read", path));
-        Ok(read(&now)? == read(old)?)
-    });
+    let same = copy_database(live, &now).and_then(|()| same_bytes(&now, old));
     remove_file(&now)?;
     same
+}
+
+/// Whether two files hold the same. However long they are, little of them is in memory.
+fn same_bytes(a: &Path, b: &Path) -> Result<bool, ChangeError> {
+    const PIECE: usize = 1 << 20;
+    let open = |path: &Path| File::open(path).map_err(failed("read", path));
+    let (mut left, mut right) = (open(a)?, open(b)?);
+    let length = |file: &File, path: &Path| file.metadata().map(|m| m.len()).map_err(failed("look at", path));
+    if length(&left, a)? != length(&right, b)? {
+        return Ok(false);
+    }
+    let (mut of_left, mut of_right) = (Vec::with_capacity(PIECE), Vec::with_capacity(PIECE));
+    loop {
+        for (file, piece, path) in [(&mut left, &mut of_left, a), (&mut right, &mut of_right, b)] {
+            piece.clear();
+            file.take(PIECE as u64).read_to_end(piece).map_err(failed("read", path))?;
+        }
+        if of_left != of_right {
+            return Ok(false);
+        }
+        if of_left.is_empty() {
+            return Ok(true);
+        }
+    }
 }
 
 /// How long another program may hold its lock.
@@ -1025,6 +1107,77 @@ mod tests {
         change.undo(None).unwrap();
         assert_eq!(value(&Connection::open(at("torn")).unwrap()), "old");
         assert!(!at("old").exists() && !at("new").exists());
+    }
+
+    /// SQLite would read the old frames into the new file.
+    #[test]
+    fn a_new_database_is_not_laid_beside_what_is_left_of_an_old_one() {
+        for ending in ["-wal", "-shm", "-journal"] {
+            let dir = tempfile::tempdir().unwrap();
+            let at = |name: &str| dir.path().join(name);
+            drop(database(&at("new"), "new", "DELETE"));
+            let left = at(&format!("it's{ending}"));
+            std::fs::write(&left, "old").unwrap();
+            let change = Change::Sqlite { live: at("it's"), new: at("new"), old: None };
+            let e = change.apply(None).unwrap_err();
+            assert!(matches!(e, ChangeError::Remains { .. }), "{e:?}");
+            assert!(e.to_string().contains(&format!("but it's{ending} of it")), "{e}");
+            assert!(!at("it's").exists());
+            // The command that is told is enough.
+            let hint = e.hint().unwrap();
+            let (_, command) = hint.split_once("then again: ").unwrap();
+            assert!(std::process::Command::new("sh").args(["-c", command]).status().unwrap().success());
+            assert!(!left.exists() && at(&format!("it's{ending}.old")).exists());
+            change.apply(None).unwrap();
+            assert_eq!(value(&Connection::open(at("it's")).unwrap()), "new");
+            // Whoever used it meanwhile has left nothing either.
+            std::fs::write(&left, "").unwrap();
+            change.undo(None).unwrap();
+            assert!(!at("it's").exists() && !left.exists());
+        }
+    }
+
+    #[test]
+    fn what_is_no_database_any_more_is_to_be_moved_away_with_all_of_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("live"), "no database at all, but long enough to be taken for one".repeat(20))
+            .unwrap();
+        std::fs::write(at("live-wal"), "").unwrap();
+        let e = copy_database(&at("live"), &at("old")).unwrap_err();
+        assert!(matches!(e, ChangeError::Unreadable { .. }), "{e:?}");
+        let hint = e.hint().unwrap();
+        assert!(hint.contains("live.old'") && hint.contains("live-wal.old'"), "{hint}");
+    }
+
+    #[test]
+    fn a_copy_of_a_database_is_as_private_as_the_database() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        drop(database(&at("live"), "old", "DELETE"));
+        for mode in [0o600, 0o640] {
+            std::fs::set_permissions(at("live"), std::fs::Permissions::from_mode(mode)).unwrap();
+            let copy = at(&format!("copy{mode:o}"));
+            copy_database(&at("live"), &copy).unwrap();
+            assert_eq!(copy.metadata().unwrap().mode() & 0o7777, mode);
+        }
+    }
+
+    #[test]
+    fn files_are_compared_to_their_last_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let bytes = |last: u8| {
+            let mut all = vec![7; (2 << 20) + 1];
+            all.push(last);
+            all
+        };
+        for (name, bytes) in [("a", bytes(1)), ("b", bytes(1)), ("c", bytes(2)), ("d", vec![7; 2 << 20])] {
+            std::fs::write(at(name), bytes).unwrap();
+        }
+        let same = |a: &str, b: &str| same_bytes(&at(a), &at(b)).unwrap();
+        assert!(same("a", "b") && !same("a", "c") && !same("a", "d") && !same("d", "a"));
     }
 
     #[test]

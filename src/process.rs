@@ -81,13 +81,23 @@ pub struct Process {
 
 impl Process {
     pub fn start(request: &Request, runtime: Handle, cancel: Cancel) -> Result<Self, ProcessError> {
+        Self::start_with(request, Stdio::null(), runtime, cancel)
+    }
+
+    /// The same, with something to read.
+    pub fn start_with(
+        request: &Request,
+        input: impl Into<Stdio>,
+        runtime: Handle,
+        cancel: Cancel,
+    ) -> Result<Self, ProcessError> {
         let program = request.argv.first().cloned().unwrap_or_default();
         let failed = |source| ProcessError::Start { program: program.clone(), source };
         let mut command = Command::new(&program);
         command
             .args(request.argv.iter().skip(1))
             .envs(request.env.iter().map(|(k, v)| (k, v)))
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)

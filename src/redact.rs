@@ -25,6 +25,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use decode::base64;
 pub use secrets::Secrets;
 pub use words::{HARMLESS_ENDINGS, HARMLESS_KEYS, HARMLESS_LAST_WORDS};
 

@@ -232,7 +232,12 @@ impl RunJournal {
             none => none.insert(self.open().map_err(wrong)?),
         };
         // One write, so that no other line can come between its halves.
-        file.write_all(&line).and_then(|()| file.sync_data()).map_err(wrong)
+        let written = file.write_all(&line).and_then(|()| file.sync_data());
+        if written.is_err() {
+            // Half a line may be there: the next one opens it anew, which cuts that off.
+            *open = None;
+        }
+        written.map_err(wrong)
     }
 
     fn open(&self) -> io::Result<File> {

@@ -80,6 +80,11 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Whether containers may have mounted what a restore replaces, although it is restored without the engine.
+    fn may_be_mounted(&self) -> bool {
+        false
+    }
+
     /// Tiers that its configuration names.
     fn tiers(&self) -> &[String] {
         &[]
@@ -111,9 +116,14 @@ pub trait Source: Send + Sync {
         &[]
     }
 
+    /// Whether it is the configuration, which comes back only when that was asked for.
+    fn is_configuration(&self) -> bool {
+        false
+    }
+
     /// Configuration files: members of the archive, and the live files that they are copies of.
-    fn references(&self, _: &Context<'_>, _: &Component) -> Vec<(String, PathBuf)> {
-        Vec::new()
+    fn references(&self, _: &Context<'_>, _: &Work<'_>) -> Result<Vec<(String, PathBuf)>, SourceError> {
+        Ok(Vec::new())
     }
 
     /// The same files with their secrets, as far as the archive has them and they can be opened here.

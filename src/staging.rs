@@ -179,7 +179,7 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the next run.
+        // What cannot be removed now is swept by the next run, if it is in staging; else by whoever clears /tmp.
         let _ = std::fs::remove_dir_all(&self.path);
     }
 }

@@ -100,6 +100,16 @@ pub trait Target {
         false
     }
 
+    /// What was asked for and is not put back, for a person: what is known now, and more after `prepare`.
+    fn not_put_back(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether `copy`, which the source makes of what is there now, holds all that is replaced.
+    fn is_saved_by(&self, _context: &Context<'_>, _copy: &Component) -> bool {
+        true
+    }
+
     /// Where every container that mounts it must be stopped meanwhile.
     fn place(&self) -> Option<&Place> {
         None
@@ -324,10 +334,7 @@ pub struct SqliteTarget {
 
 impl SqliteTarget {
     fn beside(&self, work: &Work<'_>, what: &str) -> PathBuf {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(self.live.file_name().unwrap_or_default());
-        name.push(format!(".tars-restore-{}{what}", work.id));
-        self.live.with_file_name(name)
+        change::beside_name(&self.live, work.id, what)
     }
 
     fn write(&self, context: &Context<'_>, work: &Work<'_>, to: &Path) -> Result<(), SourceError> {
@@ -380,6 +387,7 @@ impl Target for SqliteTarget {
             SourceError::bad(self.live.display().to_string(), "the directory above it is not there")
         })?;
         work.member(".sqlite3")?;
+        change::must_have_no_remains(&self.live)?;
         let old = std::fs::metadata(&self.live).map_or(0, |m| m.len());
         Ok((parent.to_owned(), work.component.bytes_in.saturating_mul(2).saturating_add(old)))
     }
@@ -411,6 +419,7 @@ impl Target for SqliteTarget {
     ) -> Result<Change, SourceError> {
         let new = self.beside(work, "");
         if self.existing(context)? == Existing::Nothing {
+            change::must_have_no_remains(&self.live)?;
             return Ok(Change::Sqlite { live: self.live.clone(), new, old: None });
         }
         let old = self.beside(work, ".old");

@@ -110,6 +110,18 @@ fn a_missing_archive_or_checksum_is_found_and_listed_as_damaged() {
 }
 
 #[test]
+fn a_damaged_manifest_is_of_every_machine_that_is_asked_for() {
+    let home = with_backup();
+    let host = home.manifest()["host"].as_str().unwrap().to_owned();
+    let verify = ["verify", "--all", "--host", &host];
+    home.tars(&verify).expect(0);
+    let name = home.only();
+    std::fs::write(home.object(".manifest.json"), "{}").unwrap();
+    home.tars(&verify).expect(1).says(&name);
+    home.tars(&["list", "--host", &host]).expect(0).says(&name);
+}
+
+#[test]
 fn a_failed_verify_takes_the_mark_away_and_a_good_one_brings_it_back() {
     let home = with_backup();
     let name = home.only();

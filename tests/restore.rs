@@ -198,6 +198,8 @@ fn elsewhere_means_that_nothing_here_changes() {
     assert_eq!(state(&home), before);
     assert_eq!(sh(&format!("cat '{to}/documents/a.txt'")), "hello\n");
     assert_eq!(rows(&format!("{to}/app.sqlite3")), "1,2\n");
+    // As private as what it comes from may have been.
+    assert_eq!(sh(&format!("stat -c %a '{to}/app.sqlite3'")), "600\n");
     // The archive alone is enough, without any configuration.
     let archive = home.object(".tar.gz").display().to_string();
     let second = home.at("second");
@@ -297,6 +299,156 @@ fn a_partial_backup_needs_a_word() {
     home.tars(&["restore", &name, "--yes"]).expect(1).says("it lacks bad");
     home.tars(&["restore", &name, "--yes", "--allow-partial"]).expect(0);
     assert!(home.path("docs/a.txt").exists());
+}
+
+#[test]
+fn what_a_backup_has_only_in_part_is_never_left_out_without_a_word() {
+    let home = Home::new().documents();
+    let (env, gone) = (home.at("app.env"), home.at("gone.env"));
+    std::fs::write(&env, "PORT=80\n").unwrap();
+    let lines = format!("type = \"config_files\"\nfiles = [\"{env}\", \"{gone}\"]\ncritical = false");
+    let home = home.source("configuration", &lines).ready();
+    home.backup(2);
+    let name = home.only();
+    assert_eq!(home.manifest()["state"], "degraded");
+    let named = ["restore", &name, "--yes", "--component", "documents,configuration", "--restore-config"];
+    std::fs::remove_file(home.path("docs/a.txt")).unwrap();
+    home.tars(&named).expect(1).says("it lacks configuration or a part of it").says("--allow-partial");
+    assert!(!home.path("docs/a.txt").exists());
+    let told = "configuration does not come back: it is incomplete in the backup";
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says(told);
+    home.tars(&["restore", "--latest", "--yes"]).expect(0).says(told);
+    assert!(home.path("docs/a.txt").exists());
+    home.tars(&["restore", "--latest", "--to", &home.at("out")]).expect(0).says(told);
+    // Nobody wanted it, and nothing is said.
+    let done = home.tars(&["restore", "--latest", "--yes", "--skip", "configuration"]).expect(0);
+    assert!(!done.stderr.contains("does not come back"), "{}", done.stderr);
+    home.tars(&[&named[..], &["--allow-partial"]].concat())
+        .expect(0)
+        .says("what it lacks does not come back");
+    assert!(home.path("app.env.reference").exists());
+}
+
+#[test]
+fn a_database_does_not_come_back_beside_what_is_left_of_another() {
+    let home = with_three();
+    change_all(&home);
+    sh(&format!("cd '{}'; rm app.sqlite3; echo x > app.sqlite3-wal", home.root().display()));
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(2).says("app.sqlite3-wal of it").says("mv -n");
+    home.tars(&["restore", "--latest", "--yes"])
+        .expect(2)
+        .says("app.sqlite3-wal of it")
+        .says("restored documents");
+    assert!(!home.path("app.sqlite3").exists());
+    sh(&format!("cd '{}'; mv app.sqlite3-wal elsewhere", home.root().display()));
+    home.tars(&["restore", "--latest", "--yes", "--component", "app"]).expect(0);
+    assert_eq!(rows(&home.at("app.sqlite3")), "1,2\n");
+    // What is no database any more is not read, and told how to get out of the way.
+    std::fs::write(home.path("app.sqlite3"), "no database ".repeat(2000)).unwrap();
+    home.tars(&["restore", "--latest", "--yes", "--component", "app"]).expect(1).says("mv -n");
+    assert_clean(&home);
+}
+
+#[test]
+fn the_latest_backup_is_not_chosen_blindly_where_a_store_cannot_be_looked_at() {
+    let home = Home::new().documents().second_store().ready();
+    std::fs::create_dir(home.path("second")).unwrap();
+    home.tars(&["store", "init", "second"]).expect(0);
+    home.tars(&["backup", "--tier", "both"]).expect(0);
+    let shown = home.tars(&["list", "--json"]).expect(0).stdout;
+    let name = shown.split('"').find(|w| w.starts_with("tars-backup-")).unwrap().to_owned();
+    std::fs::rename(home.path("second"), home.path("away")).unwrap();
+    let gone = || std::fs::remove_file(home.path("docs/a.txt")).unwrap();
+    gone();
+    let told = format!("{name} may not be the latest");
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says(&told);
+    home.tars(&["restore", "--latest", "--yes"]).expect(1).says(&told).says("--from STORE");
+    assert!(!home.path("docs/a.txt").exists());
+    home.tars(&["restore", "--latest", "--to", &home.at("out")]).expect(0);
+    home.tars(&["restore", "--latest", "--from", "nas", "--yes"]).expect(0);
+    gone();
+    home.tars(&["restore", &name, "--yes"]).expect(0);
+    assert!(home.path("docs/a.txt").exists());
+}
+
+#[test]
+fn configuration_is_known_by_its_whole_path_whatever_the_configuration_names_now() {
+    let home = Home::new();
+    let env = |dir: &str| home.at(&format!("{dir}/.env"));
+    for dir in ["a", "b"] {
+        std::fs::create_dir(home.path(dir)).unwrap();
+        std::fs::write(env(dir), format!("PORT=80\nNAME={dir}\n")).unwrap();
+    }
+    let (a, b) = (env("a"), env("b"));
+    let of = |files: &[&String]| format!("type = \"config_files\"\nfiles = {files:?}\nown = false");
+    let home = home.documents().source("configuration", &of(&[&a, &b])).ready();
+    home.backup(0);
+    let name = home.only();
+    let documents = format!("type = \"directory\"\npath = {:?}", home.at("docs"));
+    let home = home.only_source("configuration", &of(&[&a])).source("documents", &documents);
+    home.write_config();
+    home.tars(&["restore", &name, "--yes"]).expect(0);
+    home.tars(&["restore", &name, "--yes", "--restore-config"]).expect(0);
+    assert!(std::fs::read_to_string(format!("{a}.reference")).unwrap().contains("NAME=a"));
+    std::fs::remove_file(format!("{a}.reference")).unwrap();
+    // The one that is alone in its backup has the base name that the other one has now.
+    sh("sleep 1.1");
+    home.backup(0);
+    let home = home.only_source("configuration", &of(&[&b]));
+    home.tars(&["restore", "--latest", "--yes", "--component", "configuration", "--restore-config"])
+        .expect(1)
+        .says("none of the files");
+    assert!(!Path::new(&format!("{b}.reference")).exists());
+}
+
+#[test]
+fn a_signal_after_the_first_component_tells_what_was_decided() {
+    let home = Home::new().documents();
+    sh(&format!("head -c 300000000 /dev/urandom > '{}'", home.at("docs/noise")));
+    let db = home.at("app.sqlite3");
+    sh(&format!("sqlite3 '{db}' 'CREATE TABLE t(v); INSERT INTO t VALUES (1)'"));
+    let home = home.source("app", &format!("type = \"sqlite\"\npath = \"{db}\"")).ready();
+    home.backup(0);
+    sh(&format!("echo newer > '{}'; sqlite3 '{db}' 'UPDATE t SET v = 2'", home.at("docs/a.txt")));
+    let run = home.spawn(&["restore", "--latest", "--yes", "--no-safety-backup"]);
+    let beside = format!("find '{}' -path '*tars-restore*/noise' -size +1M", home.root().display());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while sh(&format!("{beside} 2>/dev/null || true")).is_empty() {
+        assert!(Instant::now() < deadline, "nothing was unpacked");
+    }
+    run.signal("TERM");
+    let done = run.end().expect(143).says("restored app").says("interrupted: this is what was decided");
+    assert!(done.stderr.contains("documents: interrupted"), "{}", done.stderr);
+    assert!(!done.stderr.contains("nothing was left behind"), "{}", done.stderr);
+    assert_eq!(rows(&db), "1\n");
+    assert_eq!(sh(&format!("cat '{}'", home.at("docs/a.txt"))), "newer\n");
+    assert_clean(&home);
+    home.assert_nothing_left();
+}
+
+#[test]
+fn whom_a_restore_should_stop_and_cannot_find_is_told() {
+    let home = Home::new();
+    let docs = home.at("docs");
+    sh(&format!("mkdir '{docs}'; echo a > '{docs}/a'"));
+    let lines = format!("type = \"directory\"\npath = {docs:?}\ndependents = [\"backend\"]");
+    let home = home.source("documents", &lines).env("DOCKER_HOST", "/nowhere/docker.sock").ready();
+    home.backup(0);
+    let told = "backend cannot be looked up, and is not stopped for documents";
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says(told);
+    home.tars(&["restore", "--latest", "--yes"]).expect(0).says(told);
+    // A host without an engine has nobody to stop.
+    let home = home.only_source("documents", &lines.replace("dependents = [\"backend\"]", ""));
+    let done = home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    assert!(!done.stderr.contains("stopped"), "{}", done.stderr);
+    // One whose engine does not answer may have somebody.
+    std::fs::write(home.path("docker.sock"), "").unwrap();
+    let socket = home.at("docker.sock");
+    let home = home.extra(&format!("[docker]\nsocket = {socket:?}"));
+    home.write_config();
+    home.tars(&["restore", "--latest", "--yes"])
+        .expect(0)
+        .says("no container that has documents mounted is stopped");
 }
 
 /// A file system of its own that is full but for `free` bytes, or read-only.

@@ -151,7 +151,11 @@ fn the_identity_is_left_out_wherever_it_stands() {
     assert_eq!(sh(&format!("grep -rl '{key}' '{}' || true", stack.home.at("x"))), "");
     // What lacks its key does not take the place of what has it.
     sh(&format!("echo changed > '{}'", stack.home.at("notes")));
-    stack.restore(&["--yes"]).expect(0).says("notes is left as it is");
+    stack
+        .restore(&["--yes"])
+        .expect(2)
+        .says("notes is left as it is")
+        .says("link is not among the originals");
     assert_eq!(sh(&format!("cat '{}'", stack.home.at("notes"))), "changed\n");
 }
 
@@ -199,6 +203,39 @@ fn originals_come_back_with_owner_mode_and_time_and_the_old_ones_stay_beside() {
     let left = sh(&format!("find '{}' -name '*tars-restore*' -o -name '*.reference'", stack.home.at("")));
     assert_eq!(left, "");
     assert!(!stack.home.path("state/run.journal").exists());
+}
+
+#[test]
+fn a_file_that_is_a_secret_too_comes_back_once() {
+    let stack = Stack::with(", \"HOME/pw\"");
+    stack.home.backup(0);
+    let pw = stack.home.at("pw");
+    sh(&format!("rm '{pw}'"));
+    stack.restore(&["--yes"]).expect(0);
+    assert_eq!(sh(&format!("cat '{pw}'; stat -c %a '{pw}'")), "pw-in-a-file-0815\n600\n");
+}
+
+#[test]
+fn what_was_asked_for_and_is_not_among_the_originals_is_no_full_success() {
+    let stack = Stack::new();
+    stack.home.backup(0);
+    let env = stack.home.at("stack/app.env");
+    let other = stack.home.at("stack/other.env");
+    sh(&format!("echo OTHER=1 > '{other}'; echo PORT=81 > '{env}'"));
+    let files = |files: &str| format!("type = \"config_files\"\nfiles = [{files}]\nown = false");
+    let told = format!("{other} is not among the originals");
+    let stack = Stack {
+        home: stack.home.only_source("configuration", &files(&format!("{env:?}, {other:?}"))),
+        ..stack
+    };
+    stack.restore(&["--dry-run"]).expect(0).says(&told);
+    stack.restore(&["--yes"]).expect(2).says(&told);
+    assert!(sh(&format!("cat '{env}'")).contains("PORT=80"));
+    let stack =
+        Stack { home: stack.home.only_source("configuration", &files(&format!("{other:?}"))), ..stack };
+    let none = "nothing that the configuration names now is among the originals";
+    stack.restore(&["--dry-run"]).expect(2).says(none);
+    stack.restore(&["--yes"]).expect(1).says(none);
 }
 
 #[test]
@@ -302,7 +339,7 @@ fn originals_that_we_would_not_have_made_are_refused() {
         stack.home.only()
     ));
     fit_manifest(&stack.home);
-    stack.restore(&["--yes", "--skip-validation"]).expect(0);
+    stack.restore(&["--yes", "--skip-validation"]).expect(2).says("config.toml is not among the originals");
     assert_eq!(sh(&format!("cat '{env}'")), "evil\n");
     assert!(!Path::new("/cron").exists());
 }
@@ -369,7 +406,7 @@ fn credentials_that_this_host_lacks_are_encrypted_anew_for_it() {
     // One that is there stays, and without the program it is told how.
     inside(there, again).expect(0).says("is there, and left as it is");
     let gone = "printf '#!/bin/sh\\nexit 1\\n' > \"$(command -v systemd-creds)\"";
-    inside(gone, again).expect(0).says("credential told-pw was not put back").says("systemd-creds encrypt");
+    inside(gone, again).expect(2).says("credential told-pw was not put back").says("systemd-creds encrypt");
     let argv = std::fs::read_to_string(home.path("argv")).unwrap();
     assert!(argv.contains("encrypt --name=told-pw - -") && !argv.contains("0815"), "{argv}");
 }

@@ -163,6 +163,7 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
     let world = session.world(&owner);
     let scratch = tempfile::Builder::new()
         .prefix("tars-backup-verify-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .tempdir()
         .map_err(|e| Failed::text(Exit::Failed, format!("cannot make a scratch directory: {e}"), None))?;
     let depth = if args.deep { Depth::Deep } else { Depth::Digest };

@@ -7,7 +7,7 @@ use super::args::{Global, RestoreArgs, Roles};
 use super::places;
 use super::recover::lock;
 use super::session::{Failed, Session, load, load_optional};
-use crate::exit::Exit;
+use crate::exit::{Exit, Signal};
 use crate::hint::Hint;
 use crate::host::Identity;
 use crate::journal::Sink;
@@ -18,6 +18,7 @@ use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
 use crate::setup::Setup;
 use crate::staging::RunDir;
+use crate::store::StoreError;
 use crate::target::Wishes;
 
 pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Failed> {
@@ -55,13 +56,15 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
             }
             let dir = RunDir::create(&setup.agent.staging_dir, "restore")
                 .map_err(|e| session.failed(Exit::Failed, &e))?;
-            let fetched = fetch(&session, args, &request, Some(setup), dir, &world)?;
+            let (fetched, unsure) = fetch(&session, args, &request, Some(setup), dir, &world)?;
             let chosen = choose(&session, &fetched, &request)?;
             let restore = prepare(&session, setup, &request, &fetched, &chosen, &world)?;
-            let plan = restore.plan().map_err(|e| failed(&session, &e))?;
+            let mut plan = restore.plan().map_err(|e| failed(&session, &e))?;
+            plan.warnings.splice(..0, unsure);
             session.monitor.clear();
             let asked = Instant::now();
-            if !args.yes {
+            // Where nothing can be done there is nothing to agree to.
+            if !args.yes && plan.does_something() {
                 confirm(&text::restore_plan(&plan), &plan.backup)?;
             }
             let outcome = restore.run(&guard, asked.elapsed()).map_err(|e| failed(&session, &e))?;
@@ -69,10 +72,11 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
         }
         Some(setup) if args.dry_run && !elsewhere => {
             let dir = RunDir::temporary().map_err(|e| session.failed(Exit::Failed, &e))?;
-            let fetched = fetch(&session, args, &request, Some(setup), dir, &world)?;
+            let (fetched, unsure) = fetch(&session, args, &request, Some(setup), dir, &world)?;
             let chosen = choose(&session, &fetched, &request)?;
             let restore = prepare(&session, setup, &request, &fetched, &chosen, &world)?;
-            let plan = restore.plan().map_err(|e| failed(&session, &e))?;
+            let mut plan = restore.plan().map_err(|e| failed(&session, &e))?;
+            plan.warnings.splice(..0, unsure);
             session.monitor.clear();
             let printed =
                 if global.json { json::print(&plan) } else { text::print(&text::restore_plan(&plan)) };
@@ -82,7 +86,7 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
         }
         _ => {
             let dir = RunDir::temporary().map_err(|e| session.failed(Exit::Failed, &e))?;
-            let fetched = fetch(&session, args, &request, setup.as_ref(), dir, &world)?;
+            let (fetched, _) = fetch(&session, args, &request, setup.as_ref(), dir, &world)?;
             let chosen = choose(&session, &fetched, &request)?;
             let to = request.to.as_deref().unwrap_or(std::path::Path::new("."));
             if args.dry_run {
@@ -127,6 +131,7 @@ fn failed(session: &Session, e: &RestoreError) -> Failed {
     session.failed(exit, e)
 }
 
+/// The backup, and what makes it unsure that it is the one that was meant.
 fn fetch(
     session: &Session,
     args: &RestoreArgs,
@@ -134,9 +139,10 @@ fn fetch(
     setup: Option<&Setup>,
     dir: RunDir,
     world: &World<'_>,
-) -> Result<Fetched, Failed> {
-    let copies = copies(session, args, setup)?;
+) -> Result<(Fetched, Vec<String>), Failed> {
+    let (copies, unsure) = copies(session, args, setup)?;
     restore::fetch(&restore::nearest_first(copies), request, dir, world)
+        .map(|fetched| (fetched, unsure))
         .map_err(|e| failed(session, &RestoreError::from(e)))
 }
 
@@ -144,7 +150,7 @@ fn copies<'a>(
     session: &Session,
     args: &RestoreArgs,
     setup: Option<&'a Setup>,
-) -> Result<Vec<Found<'a>>, Failed> {
+) -> Result<(Vec<Found<'a>>, Vec<String>), Failed> {
     let wrong = |e: &FindError| places::failed(session, e);
     let wanted = match (&args.backup_file, &args.backup) {
         (Some(file), _) => Wanted::File(file.clone()),
@@ -152,7 +158,8 @@ fn copies<'a>(
         (None, None) => Wanted::Latest,
     };
     if let Wanted::File(path) = &wanted {
-        return Ok(vec![find::file(path, &session.access.exe, &session.cancel).map_err(|e| wrong(&e))?]);
+        let found = find::file(path, &session.access.exe, &session.cancel).map_err(|e| wrong(&e))?;
+        return Ok((vec![found], Vec::new()));
     }
     let filter = Filter { store: args.from.clone(), host: args.host.clone(), ..Filter::default() };
     let (found, unreachable) = places::look(session, setup, &filter, args.credentials.as_deref())?;
@@ -160,7 +167,22 @@ fn copies<'a>(
         let hint = e.hint().map_or_else(String::new, |h| format!(" ({h})"));
         log::warn!("{}{hint}", crate::hint::chain(e));
     }
-    find::choose(found, &wanted).map_err(|e| wrong(&e))
+    let copies = find::choose(found, &wanted).map_err(|e| wrong(&e))?;
+    let mut unsure = Vec::new();
+    if let (Wanted::Latest, None, Some(newest)) = (&wanted, &args.from, copies.first()) {
+        let name = &newest.entry.name;
+        let text = |e: &StoreError| {
+            let why = session.vault.scrub(&crate::hint::chain(e));
+            format!("{name} may not be the latest: a store could not be looked at ({why})")
+        };
+        unsure.extend(unreachable.iter().map(text));
+        // What is replaced by an old backup cannot be asked for again.
+        if let (Some(first), true, None) = (unsure.first(), args.yes && !args.dry_run, &args.to) {
+            let hint = format!("name the backup ({name}), or the store: --from STORE");
+            return Err(Failed::text(Exit::Failed, first.clone(), Some(hint)));
+        }
+    }
+    Ok((copies, unsure))
 }
 
 fn choose<'a>(session: &Session, fetched: &'a Fetched, request: &Request) -> Result<Vec<Chosen<'a>>, Failed> {
@@ -201,6 +223,9 @@ fn finish(global: &Global, session: &Session, outcome: &RestoreOutcome) -> Resul
     session.monitor.event(event);
     if global.json {
         json::print(outcome).map_err(Failed::output)?;
+    }
+    if outcome.interrupted {
+        return Ok(Exit::Interrupted(session.cancel.signal().unwrap_or(Signal::Interrupt)));
     }
     Ok(match (outcome.is_whole(), outcome.restored()) {
         (true, _) => Exit::Ok,

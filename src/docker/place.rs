@@ -60,7 +60,9 @@ impl Place {
     pub fn seen_by(&self, container: &Container) -> Vec<PathBuf> {
         let is_here = |m: &&Mount| match &self.seat {
             Seat::Volume { name } => m.kind == MountKind::Volume && m.volume == *name && m.subpath.is_none(),
-            Seat::Bind { source } => m.kind == MountKind::Bind && m.source == *source,
+            Seat::Bind { source } => {
+                m.kind == MountKind::Bind && (m.source == *source || Some(&m.source) == self.base.as_ref())
+            }
             Seat::Layer { .. } => false,
         };
         let root = format!("/proc/{}/root", container.pid);
@@ -102,7 +104,12 @@ impl Place {
             (Seat::Layer { .. }, _) => false,
             _ => {
                 let there = devices.0.get(&m.volume).unwrap_or(&m.source);
-                self.host_path().is_some_and(|own| overlaps(&own, there))
+                // A directory that is named through a link may be mounted under either of its names.
+                let named = match &self.seat {
+                    Seat::Bind { source } => Some(join(source, &self.rest)),
+                    _ => None,
+                };
+                self.host_path().iter().chain(&named).any(|own| overlaps(own, there))
             }
         };
         let own_layer = matches!(&self.seat, Seat::Layer { container: id } if *id == container.id);
@@ -265,6 +272,30 @@ mod tests {
         assert_eq!(device(&[("type", "nfs"), ("o", "addr=nas,rw"), ("device", ":/export")]), None);
         assert_eq!(device(&[("type", "tmpfs"), ("device", "tmpfs")]), None);
         assert_eq!(device(&[]), None);
+    }
+
+    #[test]
+    fn a_directory_is_mounted_under_either_of_its_names() {
+        let seat = Seat::Bind { source: "/srv/docs".into() };
+        let base = Some("/mnt/disk/docs".into());
+        let place = Place { seat, base, rest: PathBuf::new(), nested: Vec::new() };
+        let mounts = |source: &str| {
+            let mount = Mount {
+                kind: MountKind::Bind,
+                destination: "/x".into(),
+                source: source.into(),
+                volume: String::new(),
+                writable: false,
+                subpath: None,
+            };
+            let container = Container { mounts: vec![mount], pid: 7, ..Container::default() };
+            (place.is_mounted_by(&container, &Devices::default()), place.seen_by(&container).len())
+        };
+        assert_eq!(mounts("/srv/docs"), (true, 1));
+        assert_eq!(mounts("/mnt/disk/docs"), (true, 1));
+        assert_eq!(mounts("/mnt/disk"), (true, 0));
+        assert_eq!(mounts("/srv/docs/deep"), (true, 0));
+        assert_eq!(mounts("/srv/other"), (false, 0));
     }
 
     #[test]

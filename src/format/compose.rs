@@ -2,6 +2,7 @@
 //! database is replaced, because its file says so in another way; so anchors, merges and both forms of a list are
 //! followed, and what Compose itself takes for a need counts as one. Names with variables in them are not replaced.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -16,41 +17,61 @@ pub enum ComposeError {
     Yaml { line: usize },
     #[error("line {line} is nested too deeply")]
     Depth { line: usize },
+    #[error("what its aliases stand for is too much")]
+    Length,
     #[error("it has no services")]
     NoServices,
 }
 
-/// Deeper than any Compose file; what is freed is freed by recursion.
+/// Deeper than any Compose file, with what aliases stand for; what is freed is freed by recursion.
 const DEPTH: usize = 64;
 /// How many merges are followed into each other.
 const MERGES: usize = 4;
+/// How much is looked at in one file: keys, and names, of which each counts for several.
+const STEPS: usize = 1_000_000;
+const NAME_STEPS: usize = 10;
 
 /// What the file says.
 pub fn needs(text: &str) -> Result<Needs, ComposeError> {
     let root = read(text)?;
+    let budget = Budget(Cell::new(STEPS));
     // The first format, which only Compose 1 reads, has the services at the top.
-    let services = match root.get("services") {
+    let services = match root.get("services", &budget)? {
         Some(services) => services.entries(),
-        None if root.get("version").is_none() => root.entries(),
-        None => Vec::new(),
+        None if root.get("version", &budget)?.is_none() => root.entries(),
+        None => &[],
     };
-    let of = |service: &Node| -> BTreeSet<String> {
+    let of = |service: &Node| -> Result<BTreeSet<String>, ComposeError> {
         let mut found: BTreeSet<String> = BTreeSet::new();
-        let names = |key: &str| service.get(key).map_or_else(Vec::new, Node::names);
-        found.extend(names("depends_on"));
+        let names = |key: &str| -> Result<BTreeSet<String>, ComposeError> {
+            service.get(key, &budget)?.map_or_else(|| Ok(BTreeSet::new()), |node| node.names(&budget))
+        };
+        found.extend(names("depends_on")?);
         let first = |name: String| name.split(':').next().unwrap_or_default().to_owned();
-        found.extend(names("links").into_iter().map(first));
-        let from = names("volumes_from");
+        found.extend(names("links")?.into_iter().map(first));
+        let from = names("volumes_from")?;
         found.extend(from.into_iter().filter(|n| !n.starts_with("container:")).map(first));
         for key in ["network_mode", "net", "ipc", "pid"] {
-            let shared = service.get(key).and_then(Node::text).and_then(|t| t.strip_prefix("service:"));
-            found.extend(shared.map(str::to_owned));
+            let shared = service.get(key, &budget)?.and_then(Node::text);
+            found.extend(shared.and_then(|t| t.strip_prefix("service:")).map(str::to_owned));
         }
-        found
+        Ok(found)
     };
-    let known: Needs =
-        services.into_iter().filter(|(_, s)| s.is_map()).map(|(name, s)| (name.to_owned(), of(s))).collect();
+    let mut known = Needs::new();
+    for (name, service) in services.iter().filter(|(_, s)| s.is_map()) {
+        known.insert(name.clone(), of(service)?);
+    }
     if known.is_empty() { Err(ComposeError::NoServices) } else { Ok(known) }
+}
+
+/// What may still be looked at: aliases let a short file stand for any number of things.
+struct Budget(Cell<usize>);
+
+impl Budget {
+    fn spend(&self, steps: usize) -> Result<(), ComposeError> {
+        self.0.set(self.0.get().checked_sub(steps).ok_or(ComposeError::Length)?);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -70,51 +91,61 @@ impl Node {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
 
-    fn entries(&self) -> Vec<(&str, &Node)> {
-        match self {
-            Self::Map(entries) => entries.iter().map(|(k, v)| (k.as_str(), &**v)).collect(),
-            _ => Vec::new(),
-        }
+    fn entries(&self) -> &[(String, Rc<Node>)] {
+        if let Self::Map(entries) = self { entries } else { &[] }
     }
 
     /// The value of a key: its own, else one that is merged in.
-    fn get(&self, key: &str) -> Option<&Node> {
-        self.merged(key, MERGES)
+    fn get(&self, key: &str, budget: &Budget) -> Result<Option<&Node>, ComposeError> {
+        self.merged(key, MERGES, budget)
     }
 
-    fn merged(&self, key: &str, left: usize) -> Option<&Node> {
-        let own = |wanted: &str| self.entries().into_iter().rev().find(|(k, _)| *k == wanted).map(|(_, v)| v);
+    fn merged(&self, key: &str, left: usize, budget: &Budget) -> Result<Option<&Node>, ComposeError> {
+        budget.spend(1 + self.entries().len())?;
+        let own = |wanted: &str| self.entries().iter().rev().find(|(k, _)| k == wanted).map(|(_, v)| &**v);
         if let Some(value) = own(key) {
-            return Some(value);
+            return Ok(Some(value));
         }
-        let left = left.checked_sub(1)?;
-        match own("<<")? {
-            Self::List(several) => several.iter().find_map(|node| node.merged(key, left)),
-            one => one.merged(key, left),
+        let (Some(left), Some(merged)) = (left.checked_sub(1), own("<<")) else { return Ok(None) };
+        let Self::List(several) = merged else { return merged.merged(key, left, budget) };
+        for node in several {
+            if let Some(found) = node.merged(key, left, budget)? {
+                return Ok(Some(found));
+            }
         }
+        Ok(None)
     }
 
     /// Elements of a list, keys of a map, or the one text.
-    fn names(&self) -> Vec<String> {
+    fn names(&self, budget: &Budget) -> Result<BTreeSet<String>, ComposeError> {
+        let mut names = BTreeSet::new();
+        let mut add = |name: &str| -> Result<(), ComposeError> {
+            budget.spend(NAME_STEPS)?;
+            if name != "<<" {
+                names.insert(name.to_owned());
+            }
+            Ok(())
+        };
         match self {
-            Self::Text(text) => vec![text.clone()],
-            Self::List(all) => all.iter().filter_map(|n| n.text()).map(str::to_owned).collect(),
+            Self::Text(text) => add(text)?,
+            Self::List(all) => all.iter().filter_map(|n| n.text()).try_for_each(add)?,
             Self::Map(entries) => {
-                let (merged, own): (Vec<_>, Vec<_>) = entries.iter().partition(|(k, _)| k == "<<");
-                let mut names: Vec<String> = own.into_iter().map(|(k, _)| k.clone()).collect();
-                // One level, as people write it: `depends_on: { <<: *common, db: … }`.
-                for (_, node) in merged {
-                    match &**node {
-                        Self::List(several) => {
-                            names.extend(several.iter().flat_map(|n| n.entries()).map(|(k, _)| k.to_owned()))
-                        }
-                        one => names.extend(one.entries().into_iter().map(|(k, _)| k.to_owned())),
+                for (key, node) in entries {
+                    add(key)?;
+                    // One level, as people write it: `depends_on: { <<: *common, db: … }`.
+                    let merged = match (key.as_str(), &**node) {
+                        ("<<", Self::List(several)) => several.as_slice(),
+                        ("<<", _) => std::slice::from_ref(node),
+                        _ => &[],
+                    };
+                    for node in merged {
+                        budget.spend(1)?;
+                        node.entries().iter().try_for_each(|(k, _)| add(k))?;
                     }
                 }
-                names.retain(|n| n != "<<");
-                names
             }
         }
+        Ok(names)
     }
 }
 
@@ -124,44 +155,51 @@ struct Open {
     anchor: usize,
     /// In a map: the key whose value comes next; the inner None stands for one that is no text.
     key: Option<Option<String>>,
+    /// Of the deepest thing in it so far.
+    height: usize,
 }
 
-/// The first document. What an alias stands for is shared, not copied: a short file cannot become a large tree.
+/// The first document. What an alias stands for is shared, not copied; how deep it is counts wherever it stands.
 fn read(text: &str) -> Result<Rc<Node>, ComposeError> {
-    let mut anchors: BTreeMap<usize, Rc<Node>> = BTreeMap::new();
+    let mut anchors: BTreeMap<usize, (Rc<Node>, usize)> = BTreeMap::new();
     let mut open: Vec<Open> = Vec::new();
     let mut line = 1;
     for event in Parser::new_from_str(text.trim_start_matches('\u{feff}')) {
         let (event, span) = event.map_err(|e| ComposeError::Yaml { line: e.marker().line() })?;
         line = span.start.line();
-        let (node, anchor) = match event {
-            Event::Scalar(value, _, anchor, _) => (Rc::new(Node::Text(value.into_owned())), anchor),
+        let (node, height, anchor) = match event {
+            Event::Scalar(value, _, anchor, _) => (Rc::new(Node::Text(value.into_owned())), 0, anchor),
             Event::Alias(anchor) => {
                 // In itself it stands for nothing.
-                let node = anchors.get(&anchor).cloned().unwrap_or_else(|| Rc::new(Node::List(Vec::new())));
-                (node, 0)
+                let nothing = || (Rc::new(Node::List(Vec::new())), 0);
+                let (node, height) = anchors.get(&anchor).cloned().unwrap_or_else(nothing);
+                if open.len() + height > DEPTH {
+                    return Err(ComposeError::Depth { line });
+                }
+                (node, height, 0)
             }
             Event::SequenceStart(..) | Event::MappingStart(..) if open.len() >= DEPTH => {
                 return Err(ComposeError::Depth { line });
             }
             Event::SequenceStart(anchor, _) => {
-                open.push(Open { node: Node::List(Vec::new()), anchor, key: None });
+                open.push(Open { node: Node::List(Vec::new()), anchor, key: None, height: 0 });
                 continue;
             }
             Event::MappingStart(anchor, _) => {
-                open.push(Open { node: Node::Map(Vec::new()), anchor, key: None });
+                open.push(Open { node: Node::Map(Vec::new()), anchor, key: None, height: 0 });
                 continue;
             }
             Event::SequenceEnd | Event::MappingEnd => match open.pop() {
-                Some(done) => (Rc::new(done.node), done.anchor),
+                Some(done) => (Rc::new(done.node), done.height + 1, done.anchor),
                 None => return Err(ComposeError::Yaml { line }),
             },
             _ => continue,
         };
         if anchor > 0 {
-            anchors.insert(anchor, Rc::clone(&node));
+            anchors.insert(anchor, (Rc::clone(&node), height));
         }
         let Some(parent) = open.last_mut() else { return Ok(node) };
+        parent.height = parent.height.max(height);
         match (&mut parent.node, parent.key.take()) {
             (Node::List(all), _) => all.push(node),
             (Node::Map(_), None) => parent.key = Some(node.text().map(str::to_owned)),
@@ -270,12 +308,54 @@ services:
 
     #[test]
     fn a_short_file_never_becomes_a_large_tree() {
-        let mut text = "a0: &a0 {x: y}\n".to_owned();
-        for i in 1..40 {
-            let before = format!("*a{}, ", i - 1).repeat(9);
-            text.push_str(&format!("a{i}: &a{i} {{<<: [{before}]}}\n"));
+        let merges = |levels: usize| {
+            let mut text = "a0: &a0 {x: y}\n".to_owned();
+            for i in 1..levels {
+                let before = format!("*a{}, ", i - 1).repeat(9);
+                text.push_str(&format!("a{i}: &a{i} {{<<: [{before}]}}\n"));
+            }
+            text + &format!("services:\n  s: {{<<: *a{}}}\n  t: {{depends_on: [s]}}\n", levels - 1)
+        };
+        assert_eq!(said(&merges(30)), "s: ; t: s");
+        // Deeper than anybody writes, were it written out.
+        assert!(said(&merges(40)).ends_with("is nested too deeply"), "{}", said(&merges(40)));
+    }
+
+    /// What is freed by recursion would overflow the stack.
+    #[test]
+    fn aliases_of_aliases_are_as_deep_as_what_they_stand_for() {
+        let mut text = "- &a0 [x]\n".to_owned();
+        for i in 1..70_000 {
+            text.push_str(&format!("- &a{i} [*a{}]\n", i - 1));
         }
-        text.push_str("services:\n  s: {<<: *a39}\n  t: {depends_on: [s]}\n");
-        assert_eq!(said(&text), "s: ; t: s");
+        assert_eq!(said(&text), "line 64 is nested too deeply");
+    }
+
+    #[test]
+    fn what_aliases_stand_for_is_looked_at_only_so_far() {
+        let many =
+            |what: &str, n: usize| (0..n).map(|i| what.replace('#', &i.to_string())).collect::<String>();
+        let keys = many("k#: , ", 60_000);
+        let merged = format!(
+            "x: &a {{{keys}}}\nservices:\n  s: {{depends_on: {{<<: [{}]}}}}\n",
+            "*a, ".repeat(100_000)
+        );
+        let shared = format!(
+            "x: &x\n  depends_on: [{}]\nservices:\n{}",
+            many("n#, ", 30_000),
+            many("  s#: *x\n", 60_000)
+        );
+        let wide = "*a, ".repeat(20_000);
+        let levels = format!(
+            "a: &a {{x: y}}\nb: &b {{<<: [{wide}]}}\nc: &c {{<<: [{}]}}\nservices:\n  s: {{<<: [{}]}}\n",
+            wide.replace('a', "b"),
+            wide.replace('a', "c")
+        );
+        for text in [merged, shared, levels] {
+            assert_eq!(said(&text), "what its aliases stand for is too much");
+        }
+        // A large file of a person is read.
+        let large = many("  s#:\n    image: x\n    restart: always\n    depends_on: [s0, s1]\n", 2_000);
+        assert_eq!(needs(&format!("services:\n{large}")).map(|n| n.len()), Ok(2_000));
     }
 }

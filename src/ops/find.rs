@@ -219,9 +219,10 @@ fn of_store<'a>(
     Ok(found)
 }
 
+/// Of a manifest that cannot be read nobody knows whose it is: it is shown, or its damage would never be.
 fn is_of(entry: &Entry, host: Option<&str>) -> bool {
     let made_by = entry.manifest.as_ref().map(|m| m.host.as_str()).ok();
-    host.is_none_or(|h| made_by == Some(h))
+    host.is_none_or(|h| made_by.is_none_or(|m| m == h))
 }
 
 /// Every copy of one backup in the stores of the configuration, also one in the trash; and the stores that could not be

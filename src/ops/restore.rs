@@ -8,6 +8,7 @@ mod fetch;
 mod put;
 mod safety;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,12 +18,14 @@ use super::World;
 use super::backup::{connect_if, context, holds, own_dirs_of};
 use super::find::Found;
 use crate::cancel::{Cancel, Interrupted};
+use crate::change::with_ending;
 use crate::docker::hold::{HoldError, Holds};
 use crate::docker::{Container, Docker, DockerError};
 use crate::hint::{Hint, chain};
 use crate::manifest::{Component, ComponentState, Manifest, State};
 use crate::progress::{Event, What};
 use crate::run_guard::RunGuard;
+use crate::run_journal::Pending;
 use crate::setup::Setup;
 use crate::source::{Configured, Context, Originals, Source, SourceError};
 use crate::target::{Existing, Target, Wishes, Work};
@@ -62,7 +65,7 @@ pub enum RestoreError {
     Docker(DockerError),
     #[error("{name} is not in {backup}")]
     NoComponent { name: String, backup: String, known: String },
-    #[error("{backup} is partial: it lacks {missing}")]
+    #[error("{backup} is not whole: it lacks {missing} or a part of it")]
     Partial { backup: String, missing: String },
     #[error("there is nothing to restore")]
     Nothing,
@@ -130,10 +133,8 @@ pub fn choose<'a>(manifest: &'a Manifest, request: &Request) -> Result<Vec<Chose
             return Err(RestoreError::NoComponent { name: name.clone(), backup, known: known.join(", ") });
         }
     }
-    let wanted = |name: &str| {
-        let only = request.components.is_empty() || request.components.iter().any(|c| c == name);
-        only && !request.skip.iter().any(|c| c == name)
-    };
+    let wanted = |name: &str| is_wanted(request, name);
+    let is_whole = |name: &str| manifest.details.get(name).is_some_and(|c| c.state == ComponentState::Whole);
     let chosen: Vec<Chosen<'a>> = manifest
         .details
         .iter()
@@ -141,16 +142,47 @@ pub fn choose<'a>(manifest: &'a Manifest, request: &Request) -> Result<Vec<Chose
         .filter(|(_, c)| c.state == ComponentState::Whole || request.allow_partial)
         .map(|(name, component)| Chosen { name, component })
         .collect();
-    if manifest.state == State::Partial && request.components.is_empty() && !request.allow_partial {
-        let missing: Vec<String> = manifest
-            .expected_components
-            .iter()
-            .filter(|name| manifest.details.get(*name).is_none_or(|c| c.state != ComponentState::Whole))
-            .cloned()
-            .collect();
+    // What was asked for by its name is not left out without a word; nor is what no backup should be without.
+    let asked = match request.components.as_slice() {
+        [] if manifest.state == State::Partial => manifest.expected_components.as_slice(),
+        [] => &[],
+        named => named,
+    };
+    let missing: Vec<String> =
+        asked.iter().filter(|n| !request.skip.contains(n) && !is_whole(n)).cloned().collect();
+    if !missing.is_empty() && !request.allow_partial {
         return Err(RestoreError::Partial { backup, missing: missing.join(", ") });
     }
     if chosen.is_empty() { Err(RestoreError::Nothing) } else { Ok(chosen) }
+}
+
+fn is_wanted(request: &Request, name: &str) -> bool {
+    let only = request.components.is_empty() || request.components.iter().any(|c| c == name);
+    only && !request.skip.iter().any(|c| c == name)
+}
+
+/// What the backup should have, and does not come back, or not all of it: for a person.
+fn lacking(manifest: &Manifest, request: &Request) -> Vec<String> {
+    let names: BTreeSet<&String> =
+        manifest.expected_components.iter().chain(manifest.details.keys()).collect();
+    // Nobody wanted it in that backup.
+    let left_out = |name: &String| !manifest.only.is_empty() && !manifest.details.contains_key(name);
+    names
+        .into_iter()
+        .filter(|name| is_wanted(request, name) && !manifest.skip.contains(name) && !left_out(name))
+        .filter_map(|name| match manifest.details.get(name).map(|c| (c.state, c.members.is_empty())) {
+            Some((ComponentState::Whole, _)) => None,
+            None | Some((ComponentState::Failed, _) | (_, true)) => {
+                Some(format!("{name} does not come back: the backup lacks it"))
+            }
+            Some(_) if request.allow_partial => {
+                Some(format!("{name} is incomplete in the backup: what it lacks does not come back"))
+            }
+            Some(_) => Some(format!(
+                "{name} does not come back: it is incomplete in the backup (--allow-partial takes what there is)"
+            )),
+        })
+        .collect()
 }
 
 /// What will happen to one component, for a person.
@@ -207,9 +239,29 @@ pub enum Fate {
 pub struct ComponentOutcome {
     pub component: String,
     pub fate: Fate,
+    /// What was asked for and does not come back, although the rest of it does.
+    pub lacking: Vec<String>,
     pub warnings: Vec<String>,
     pub error: Option<String>,
     pub hint: Option<String>,
+}
+
+impl ComponentOutcome {
+    fn of(name: &str, fate: Fate) -> Self {
+        Self {
+            component: name.to_owned(),
+            fate,
+            lacking: Vec::new(),
+            warnings: Vec::new(),
+            error: None,
+            hint: None,
+        }
+    }
+
+    /// Whether its live data is what it was, and nothing lies beside it.
+    fn is_as_before(&self) -> bool {
+        matches!(self.fate, Fate::RolledBack | Fate::NotRestored | Fate::LeftAlone)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -223,18 +275,51 @@ pub struct RestoreOutcome {
     pub unhealthy: Vec<String>,
     /// What a person should know and that failed nothing.
     pub warnings: Vec<String>,
+    /// Whether a signal ended it before all was done.
+    pub interrupted: bool,
     /// From the first byte that was fetched to the last container that was waited for.
     pub duration_ms: u64,
 }
 
 impl RestoreOutcome {
+    fn of(manifest: &Manifest) -> Self {
+        Self {
+            backup: manifest.backup_name.to_string(),
+            components: Vec::new(),
+            safety_copy: None,
+            left_held: Vec::new(),
+            unhealthy: Vec::new(),
+            warnings: Vec::new(),
+            interrupted: false,
+            duration_ms: 0,
+        }
+    }
+
+    /// What an interrupt leaves to be told: an error only where nothing was changed and nothing is left.
+    fn interrupted(mut self, chosen: &[Chosen<'_>], i: Interrupted) -> Result<Self, RestoreError> {
+        if self.left_held.is_empty() && self.components.iter().all(|c| c.is_as_before()) {
+            return Err(i.into());
+        }
+        for c in &chosen[self.components.len()..] {
+            let error = Some("interrupted before its turn".to_owned());
+            self.components
+                .push(ComponentOutcome { error, ..ComponentOutcome::of(c.name, Fate::NotRestored) });
+        }
+        self.interrupted = true;
+        Ok(self)
+    }
+
     pub fn restored(&self) -> usize {
         self.components.iter().filter(|c| matches!(c.fate, Fate::Restored | Fate::Referenced)).count()
     }
 
     pub fn is_whole(&self) -> bool {
-        let good = |c: &ComponentOutcome| matches!(c.fate, Fate::Restored | Fate::LeftAlone);
-        self.left_held.is_empty() && self.unhealthy.is_empty() && self.components.iter().all(good)
+        let good =
+            |c: &ComponentOutcome| matches!(c.fate, Fate::Restored | Fate::LeftAlone) && c.lacking.is_empty();
+        !self.interrupted
+            && self.left_held.is_empty()
+            && self.unhealthy.is_empty()
+            && self.components.iter().all(good)
     }
 }
 
@@ -275,7 +360,11 @@ impl<'a> Restore<'a> {
         world: &'a World<'a>,
     ) -> Result<Self, RestoreError> {
         let source = |c: &Chosen<'_>| setup.sources.iter().find(|s| s.name.as_str() == c.name);
-        let needed = chosen.iter().filter_map(source).any(|s| s.source.needs_docker());
+        // Also where only somebody is to be stopped for it.
+        let needed = chosen
+            .iter()
+            .filter_map(source)
+            .any(|s| s.source.needs_docker() || s.source.may_be_mounted() || !s.dependents.is_empty());
         // A service of that name in another stack is not what the data came from.
         let docker = connect_if(needed, setup, world)?.map(|d| d.else_in_project(project_of(chosen)));
         let own_dirs = own_dirs_of(setup);
@@ -307,10 +396,9 @@ impl<'a> Restore<'a> {
             return cannot(why, elsewhere);
         }
         let context = self.context();
-        let references = source.references(&context, chosen.component);
-        if !references.is_empty() {
+        if source.is_configuration() {
             return match self.request.restore_config {
-                true => self.bring_config(chosen, source.as_ref(), references),
+                true => self.bring_config(chosen, source.as_ref()),
                 false if self.request.components.is_empty() => Ok(Ok(Action::LeaveAlone)),
                 false => cannot("configuration is left alone".into(), "put it back with --restore-config"),
             };
@@ -330,12 +418,20 @@ impl<'a> Restore<'a> {
         &'b self,
         chosen: &Chosen<'_>,
         source: &'b dyn Source,
-        files: Vec<(String, PathBuf)>,
     ) -> Result<Result<Action<'b>, (String, Option<String>)>, RestoreError> {
-        match source.originals(&self.context(), &self.work_of(chosen)) {
-            Ok(Originals::Open(target)) => self.surveyed(chosen, target),
-            Ok(Originals::Closed(why, hint)) => Ok(Ok(Action::Refer { files, closed: Some((why, hint)) })),
-            Ok(Originals::None) => Ok(Ok(Action::Refer { files, closed: None })),
+        let (context, work) = (self.context(), self.work_of(chosen));
+        let closed = match source.originals(&context, &work) {
+            Ok(Originals::Open(target)) => return self.surveyed(chosen, target),
+            Ok(Originals::Closed(why, hint)) => Some((why, hint)),
+            Ok(Originals::None) => None,
+            Err(e) => return self.not_ready(chosen, e),
+        };
+        match source.references(&context, &work) {
+            Ok(files) if files.is_empty() => Ok(Err(closed.unwrap_or_else(|| {
+                let hint = "see what there is: write it elsewhere with --to DIR".to_owned();
+                ("none of the files that the configuration names now is in it".to_owned(), Some(hint))
+            }))),
+            Ok(files) => Ok(Ok(Action::Refer { files, closed })),
             Err(e) => self.not_ready(chosen, e),
         }
     }
@@ -380,10 +476,15 @@ impl<'a> Restore<'a> {
         }
     }
 
+    fn lacking(&self) -> Vec<String> {
+        lacking(&self.fetched.manifest, self.request)
+    }
+
     /// What would happen, with everything read through; nothing is changed.
     pub fn plan(&self) -> Result<RestorePlan, RestoreError> {
         let manifest = &self.fetched.manifest;
         let mut lines = Vec::new();
+        let mut lacking = self.lacking();
         let parts = self.parts()?;
         let dependents = self.dependents(&parts)?;
         for part in parts {
@@ -414,6 +515,9 @@ impl<'a> Restore<'a> {
                 }
                 Ok(Action::Put(target)) => {
                     line.target = Some(target.describe());
+                    lacking.extend(
+                        target.not_put_back().iter().map(|text| format!("{}: {text}", part.chosen.name)),
+                    );
                     line.now = match target.existing(&self.context()) {
                         Ok(Existing::Something(what)) => Some(what),
                         Ok(Existing::Nothing) => Some("nothing".into()),
@@ -430,30 +534,54 @@ impl<'a> Restore<'a> {
             host: manifest.host.clone(),
             lines,
             stopped_meanwhile: dependents.containers.into_iter().map(|c| c.name).collect(),
-            warnings: dependents.warnings,
+            warnings: lacking.into_iter().chain(dependents.warnings).collect(),
         })
     }
 
-    /// Does it. The guard proves that nobody else runs. `waited`: how long a person took to confirm.
+    /// Does it. The guard proves that nobody else runs. `waited`: how long a person took to confirm. What was decided
+    /// before an interrupt is an outcome, too.
     pub fn run(&self, guard: &RunGuard, waited: Duration) -> Result<RestoreOutcome, RestoreError> {
-        let backup = self.fetched.manifest.backup_name.to_string();
+        let mut outcome = RestoreOutcome::of(&self.fetched.manifest);
+        let backup = &outcome.backup;
         self.world
             .monitor
-            .event(Event::new(What::RestoreStarted, format!("Restore of {backup} started")).backup(&backup));
-        let outcome = self.run_parts(&self.parts()?, waited);
-        if outcome.is_err() {
+            .event(Event::new(What::RestoreStarted, format!("Restore of {backup} started")).backup(backup));
+        let ended = self.run_parts(&self.parts()?, &mut outcome);
+        if ended.is_err() {
             // What the interrupt left beside live data goes now, and not when somebody looks after us.
             let world = self.world;
             let dirs = self.setup.agent.dirs();
-            super::recover::recover(&dirs, guard, world.runtime, &Cancel::default(), world.monitor)?;
+            let done =
+                super::recover::recover(&dirs, guard, world.runtime, &Cancel::default(), world.monitor)?;
+            for component in outcome.components.iter_mut().filter(|c| self.is_undecided(&c.component)) {
+                // It could not be taken back now.
+                component.fate = Fate::Kept;
+            }
+            let left = self.holds.finish();
+            // What the run had to leave may be done by now.
+            outcome.left_held.extend(if done.left.is_empty() { Vec::new() } else { left });
+            outcome.left_held.extend(done.left);
+        } else {
+            outcome.left_held = self.holds.finish();
         }
-        let left_held = self.holds.finish();
-        outcome.map(|outcome| RestoreOutcome { left_held, ..outcome })
+        outcome.duration_ms = millis(self.fetched.began.elapsed().saturating_sub(waited));
+        match ended {
+            Ok(()) => Ok(outcome),
+            Err(RestoreError::Interrupted(i)) => outcome.interrupted(self.chosen, i),
+            Err(e) => Err(e),
+        }
     }
 
-    fn run_parts(&self, parts: &[Part<'_>], waited: Duration) -> Result<RestoreOutcome, RestoreError> {
+    /// Whether the journal has a change of its live data that is neither taken back nor good.
+    fn is_undecided(&self, component: &str) -> bool {
+        let is_it = |p: Pending| p.changes.iter().any(|c| c.component == component && !c.committed);
+        self.holds.journal().pending().is_ok_and(is_it)
+    }
+
+    fn run_parts(&self, parts: &[Part<'_>], outcome: &mut RestoreOutcome) -> Result<(), RestoreError> {
         let dependents::Dependents { containers: dependents, warnings } = self.dependents(parts)?;
-        for warning in &warnings {
+        outcome.warnings = self.lacking().into_iter().chain(warnings).collect();
+        for warning in &outcome.warnings {
             self.world.monitor.event(Event::new(What::Warning, warning.clone()));
         }
         let stopped = match self.docker.as_ref() {
@@ -463,6 +591,10 @@ impl<'a> Restore<'a> {
             }
             _ => None,
         };
+        let target_of = |name: &str| {
+            let part = parts.iter().find(|p| p.chosen.name == name)?;
+            if let Ok(Action::Put(target)) = &part.action { Some(target) } else { None }
+        };
         // Where nothing is, there is nothing to save.
         let saved = |p: &&Part<'_>| match &p.action {
             Ok(Action::Put(target)) => {
@@ -471,54 +603,51 @@ impl<'a> Restore<'a> {
             _ => false,
         };
         let put: Vec<&str> = parts.iter().filter(saved).map(|p| p.chosen.name).collect();
+        let covers = |name: &str, copy: &Component| {
+            target_of(name).is_some_and(|target| target.is_saved_by(&self.context(), copy))
+        };
         let safety = match self.request.no_safety_backup || put.is_empty() {
             true => safety::Safety::default(),
-            false => safety::copy(self.setup, &put, &self.holds, self.world)?,
+            false => safety::copy(self.setup, &put, covers, &self.holds, self.world)?,
         };
-        let mut components = Vec::new();
+        outcome.safety_copy = safety.archive.clone();
         let mut unseen = Vec::new();
         for part in parts {
             self.world.cancel.check()?;
-            let (outcome, containers) = self.one(part, &safety)?;
-            components.push(outcome);
-            unseen.push(containers.into_iter().filter(|c| dependents.iter().any(|d| d.id == c.id)).collect());
+            let (component, containers) = self.one(part, &safety);
+            outcome.components.push(component);
+            unseen
+                .push(containers?.into_iter().filter(|c| dependents.iter().any(|d| d.id == c.id)).collect());
         }
         if let Some(stopped) = stopped {
             stopped.end();
         }
-        let unhealthy = self.health(&dependents, parts, &unseen)?;
-        let backup = self.fetched.manifest.backup_name.to_string();
-        Ok(RestoreOutcome {
-            backup,
-            components,
-            safety_copy: safety.archive,
-            left_held: Vec::new(),
-            unhealthy,
-            warnings,
-            duration_ms: millis(self.fetched.began.elapsed().saturating_sub(waited)),
-        })
+        outcome.unhealthy = match self.health(&dependents, parts, &unseen) {
+            Err(e @ RestoreError::Interrupted(_)) => {
+                let names: Vec<&str> = dependents.iter().map(|c| c.name.as_str()).collect();
+                let names = names.join(", ");
+                outcome.unhealthy = vec![format!("not waited for until they are well: {names}")];
+                return Err(e);
+            }
+            other => other?,
+        };
+        Ok(())
     }
 
-    /// How it came out, and the containers that were stopped for it.
+    /// How it came out, and the containers that were stopped for it, unless it was interrupted.
     fn one(
         &self,
         part: &Part<'_>,
         safety: &safety::Safety,
-    ) -> Result<(ComponentOutcome, Vec<Container>), RestoreError> {
+    ) -> (ComponentOutcome, Result<Vec<Container>, Interrupted>) {
         let name = part.chosen.name;
         let mut containers = Vec::new();
-        let mut outcome = ComponentOutcome {
-            component: name.to_owned(),
-            fate: Fate::NotRestored,
-            warnings: Vec::new(),
-            error: None,
-            hint: None,
-        };
+        let mut outcome = ComponentOutcome::of(name, Fate::NotRestored);
         match &part.action {
             Err((why, hint)) => (outcome.error, outcome.hint) = (Some(why.clone()), hint.clone()),
             Ok(Action::LeaveAlone) => {
                 outcome.fate = Fate::LeftAlone;
-                return Ok((outcome, containers));
+                return (outcome, Ok(containers));
             }
             Ok(Action::Refer { files, closed }) => match self.refer(files) {
                 Ok(()) => match closed {
@@ -531,21 +660,30 @@ impl<'a> Restore<'a> {
                 Err(e) => (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint()),
             },
             Ok(Action::Put(target)) => {
-                let keep_old = safety.lacks(name) || target.keeps_old();
-                match self.put(target.as_ref(), part.chosen, keep_old, &mut outcome) {
-                    Ok(stopped) => {
-                        outcome.fate = Fate::Restored;
-                        containers = stopped;
-                    }
-                    Err(SourceError::Interrupted(i)) => return Err(i.into()),
-                    Err(e) => {
-                        if outcome.fate == Fate::NotRestored {
+                match self.put(target.as_ref(), part.chosen, safety.lacks(name), &mut outcome) {
+                    Ok(stopped) => containers = stopped,
+                    Err(SourceError::Interrupted(i)) => {
+                        // The recovery that follows takes back what is not decided, and clears up what is.
+                        if self.is_undecided(name) {
                             outcome.fate = Fate::RolledBack;
                         }
+                        if outcome.fate != Fate::Restored {
+                            outcome.error = Some(chain(&i));
+                        }
+                        return (outcome, Err(i));
+                    }
+                    Err(e) => {
+                        outcome.fate = match outcome.fate {
+                            Fate::NotRestored => Fate::RolledBack,
+                            // The new data is good, and something of the old is still in the way.
+                            Fate::Restored => Fate::Kept,
+                            other => other,
+                        };
                         outcome.error = Some(self.world.vault.scrub(&chain(&e)));
                         outcome.hint = e.hint();
                     }
                 }
+                outcome.lacking = target.not_put_back();
             }
         }
         let event = match (&outcome.error, outcome.fate) {
@@ -562,7 +700,7 @@ impl<'a> Restore<'a> {
             }
         };
         self.world.monitor.event(event.component(name));
-        Ok((outcome, containers))
+        (outcome, Ok(containers))
     }
 
     fn refer(&self, files: &[(String, PathBuf)]) -> Result<(), SourceError> {
@@ -591,9 +729,7 @@ fn project_of<'a>(chosen: &[Chosen<'a>]) -> Option<&'a str> {
 
 /// `tars-home.env.reference`, beside the live file.
 fn reference(live: &Path) -> PathBuf {
-    let mut name = live.file_name().unwrap_or_default().to_owned();
-    name.push(".reference");
-    live.with_file_name(name)
+    with_ending(live, ".reference")
 }
 
 /// An error unless `bytes` fit on the disk of `dir`.
@@ -615,9 +751,9 @@ pub fn write_to(
     request: &Request,
     world: &World<'_>,
 ) -> Result<RestoreOutcome, RestoreError> {
-    let mut components = Vec::new();
+    let mut outcome = RestoreOutcome::of(&fetched.manifest);
+    outcome.warnings = lacking(&fetched.manifest, request);
     for c in chosen {
-        world.cancel.check()?;
         let work = Work {
             name: c.name,
             component: c.component,
@@ -627,33 +763,20 @@ pub fn write_to(
             wishes: request.wishes,
             surveyed: &fetched.surveyed,
         };
-        let mut outcome = ComponentOutcome {
-            component: c.name.to_owned(),
-            fate: Fate::Restored,
-            warnings: Vec::new(),
-            error: None,
-            hint: None,
-        };
-        match fetch::write_component(&work, to, world) {
-            Ok(warnings) => outcome.warnings = warnings,
-            Err(SourceError::Interrupted(i)) => return Err(i.into()),
+        let mut component = ComponentOutcome::of(c.name, Fate::Restored);
+        let written = world.cancel.check().map_err(SourceError::from);
+        match written.and_then(|()| fetch::write_component(&work, to, world)) {
+            Ok(warnings) => component.warnings = warnings,
+            Err(SourceError::Interrupted(i)) => return outcome.interrupted(chosen, i),
             Err(e) => {
-                outcome.fate = Fate::NotRestored;
-                (outcome.error, outcome.hint) = (Some(chain(&e)), e.hint());
+                component.fate = Fate::NotRestored;
+                (component.error, component.hint) = (Some(chain(&e)), e.hint());
             }
         }
-        components.push(outcome);
+        outcome.components.push(component);
     }
-    let backup = fetched.manifest.backup_name.to_string();
-    Ok(RestoreOutcome {
-        backup,
-        components,
-        safety_copy: None,
-        left_held: Vec::new(),
-        unhealthy: Vec::new(),
-        warnings: Vec::new(),
-        duration_ms: millis(fetched.began.elapsed()),
-    })
+    outcome.duration_ms = millis(fetched.began.elapsed());
+    Ok(outcome)
 }
 
 /// Copies of one backup, the nearest first.

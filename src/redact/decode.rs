@@ -275,7 +275,7 @@ pub(super) fn unshell(src: &[u8]) -> Vec<u8> {
 }
 
 /// Standard base64 with or without padding; `None` if it is not that.
-pub(super) fn base64(src: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn base64(src: &[u8]) -> Option<Vec<u8>> {
     let body = src.strip_suffix(b"==").or(src.strip_suffix(b"=")).unwrap_or(src);
     let mut out = Vec::with_capacity(body.len() * 3 / 4);
     let (mut bits, mut held) = (0_u32, 0_u32);

@@ -220,9 +220,12 @@ pub fn restore_outcome(o: &RestoreOutcome) -> String {
         [] => format!("{}: nothing was restored ({took})\n", o.backup),
         names => format!("{}: restored {}, {took}\n", o.backup, names.join(", ")),
     };
+    if o.interrupted {
+        out.push_str("  interrupted: this is what was decided before\n");
+    }
     for c in &o.components {
-        for warning in &c.warnings {
-            out.push_str(&format!("  {}: {warning}\n", c.component));
+        for text in c.lacking.iter().chain(&c.warnings) {
+            out.push_str(&format!("  {}: {text}\n", c.component));
         }
         if let Some(error) = &c.error {
             let after = match c.fate {

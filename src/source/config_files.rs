@@ -5,8 +5,9 @@
 mod originals;
 mod putting;
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -78,17 +79,33 @@ impl Source for ConfigFiles {
         &self.files
     }
 
-    fn references(&self, context: &Context<'_>, component: &Component) -> Vec<(String, PathBuf)> {
+    fn is_configuration(&self) -> bool {
+        true
+    }
+
+    fn references(
+        &self,
+        context: &Context<'_>,
+        work: &Work<'_>,
+    ) -> Result<Vec<(String, PathBuf)>, SourceError> {
+        let members = &work.component.members;
+        let inventory = format!("{CONFIG_DIR}{INVENTORY}");
         let paths = self.paths(context);
-        let names = member_names(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>());
-        let mut found = Vec::new();
-        for (path, name) in paths.into_iter().zip(names) {
-            let member = [format!("{CONFIG_DIR}{name}"), format!("{CONFIG_DIR}{name}.redacted")]
-                .into_iter()
-                .find(|m| component.members.contains(m));
-            found.extend(member.map(|m| (m, path)));
+        if !members.contains(&inventory) {
+            // Made by the bash script, which kept base names.
+            let names = member_names(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+            let of_name = |name: &str| {
+                let both = [format!("{CONFIG_DIR}{name}"), format!("{CONFIG_DIR}{name}.redacted")];
+                both.into_iter().find(|m| members.contains(m))
+            };
+            let found = paths.into_iter().zip(names).filter_map(|(path, name)| Some((of_name(&name)?, path)));
+            return Ok(found.collect());
         }
-        found
+        let mut text = String::new();
+        File::open(work.dir.join(&inventory))
+            .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
+            .map_err(|source| SourceError::Read { what: format!("{inventory} of the archive"), source })?;
+        Ok(copies_of(paths, &text, members))
     }
 
     fn originals<'a>(&'a self, context: &Context<'_>, work: &Work<'_>) -> Result<Originals<'a>, SourceError> {
@@ -254,6 +271,19 @@ fn safe(path: &str) -> String {
     path.split('/').map(clean).collect::<Vec<String>>().join("/")
 }
 
+/// The members that are copies of these files. Their names in the archive follow from all that were in it, so only the
+/// whole path tells.
+fn copies_of(paths: Vec<PathBuf>, inventory: &str, members: &[String]) -> Vec<(String, PathBuf)> {
+    let lines = inventory.lines().filter(|line| !line.starts_with('#'));
+    let known: BTreeMap<&str, &str> =
+        lines.filter_map(|line| Some((line.split_once('\t')?.0, line.rsplit_once('\t')?.1))).collect();
+    let member = |path: &Path| {
+        let member = known.get(show_name(path.as_os_str().as_bytes()).as_str())?;
+        members.iter().find(|m| m == member).cloned()
+    };
+    paths.into_iter().filter_map(|path| Some((member(&path)?, path))).collect()
+}
+
 fn inventory_line(o: &Original, member: &str) -> String {
     let modified = jiff::Timestamp::from_second(o.meta.mtime())
         .map_or_else(|_| "unknown".to_owned(), |t| t.strftime("%FT%TZ").to_string());
@@ -296,6 +326,20 @@ mod tests {
     fn files_of_one_base_name_keep_their_path() {
         let names = member_names(&[Path::new("/a/.env"), Path::new("/b/.env"), Path::new("/b/compose.yml")]);
         assert_eq!(names, ["a/.env", "b/.env", "compose.yml"]);
+    }
+
+    #[test]
+    fn a_copy_is_known_by_its_path_and_not_by_its_name() {
+        let members = ["config/a/.env", "config/b/.env.redacted"].map(str::to_owned);
+        let inventory = "# path\tmode\tin this archive\n/a/.env\t0600\tconfig/a/.env\n\
+                         /b/.env\t0600\tconfig/b/.env.redacted\n/c/.env\t0600\tconfig/elsewhere\n";
+        let of = |paths: &[&str]| {
+            let paths = paths.iter().map(PathBuf::from).collect();
+            copies_of(paths, inventory, &members).into_iter().map(|(member, _)| member).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&["/b/.env"]), ["config/b/.env.redacted"]);
+        assert_eq!(of(&["/a/.env", "/b/.env"]), members);
+        assert!(of(&["/c/.env", "/d/.env", "/.env"]).is_empty());
     }
 
     #[test]

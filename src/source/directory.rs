@@ -12,7 +12,7 @@ use super::{
 use crate::archive::tarfile::TarWriter;
 use crate::archive::tree::{self, Exclude, TreeRules, Unwatched};
 use crate::config::Section;
-use crate::docker::Limits;
+use crate::docker::{Limits, Place, Seat};
 use crate::id::{Name, show_name};
 use crate::manifest::Component;
 use crate::mounts;
@@ -76,6 +76,19 @@ impl Directory {
         Ok(mounts::check(context.exe, &self.path, self.require_mount, context.cancel)?)
     }
 
+    /// Where containers may have it mounted: as it is named here, and as it is called without links. None where no engine
+    /// of this host can be asked.
+    fn place(&self, context: &Context<'_>) -> Option<Place> {
+        context.docker.as_ref().ok().filter(|docker| docker.is_local())?;
+        let real = self.path.canonicalize().ok().or_else(|| {
+            let parent = self.path.parent()?.canonicalize().ok()?;
+            Some(parent.join(self.path.file_name()?))
+        });
+        let seat = Seat::Bind { source: self.path.clone() };
+        let base = Some(real.unwrap_or_else(|| self.path.clone()));
+        Some(Place { seat, base, rest: PathBuf::new(), nested: Vec::new() })
+    }
+
     fn inventory(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError> {
         let survey = tree::inventory(&self.path, &self.rules(context), context.cancel)?;
         let report = &survey.report;
@@ -118,9 +131,13 @@ impl Source for Directory {
         Ok(Some(Box::new(TreeTarget {
             live: self.path.clone(),
             what: format!("directory {}", self.path.display()),
-            place: None,
+            place: self.place(context),
             exclude: self.exclude.clone(),
         })))
+    }
+
+    fn may_be_mounted(&self) -> bool {
+        self.mode == Mode::Copy
     }
 
     fn compares(&self) -> bool {

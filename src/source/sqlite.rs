@@ -2,8 +2,8 @@
 //! lies in its write-ahead log, and a path that is not there becomes an empty database that passes every check; so the
 //! backup API reads it, nothing is ever created, and the copy is checked before it counts.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -166,7 +166,14 @@ impl Source for Sqlite {
 
 fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     let path = member.scratch.join("check.sqlite3");
-    let mut file = File::create(&path).map_err(CheckError::Read)?;
+    // A whole database, which nobody else may read.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(CheckError::Read)?;
     std::io::copy(member.body, &mut file).map_err(CheckError::Read)?;
     let found = examine_sqlite(&path).map_err(CheckError::Bad);
     std::fs::remove_file(&path).map_err(CheckError::Read)?;

@@ -152,6 +152,37 @@ fn a_bind_mount_and_a_volume_that_is_a_directory_come_back() {
     assert_eq!(lab.sh(&one, "cat /bind/value /device/value"), "before\nbefore\n");
 }
 
+#[test]
+fn a_directory_of_the_host_comes_back_for_every_container_that_has_it_mounted() {
+    let lab = Lab::new();
+    let home = Home::new();
+    let docs = home.at("docs");
+    sh(&format!("mkdir -p '{docs}/sub'; echo before | tee '{docs}/value' > '{docs}/sub/value'"));
+    let run = |name: &str, mount: &str| {
+        lab.container(&["run", "-d"], name, &["-v", mount, "redis:7-alpine", "sh", "-c", SERVICE])
+    };
+    let whole = run("whole", &format!("{docs}:/data"));
+    let part = run("part", &format!("{docs}/sub:/data"));
+    let lines = format!("type = \"directory\"\npath = {docs:?}\nexclude = [\"seen\"]");
+    let home = home.source("documents", &lines).ready();
+    home.backup(0);
+    for container in [&whole, &part] {
+        lab.sh(container, "echo after > /data/value");
+    }
+    home.tars(&["restore", "--latest", "--yes"]).expect(0).says("restored documents");
+    for container in [&whole, &part] {
+        assert_eq!(lab.sh(container, "cat /data/value"), "before\n");
+        // It goes on in the new tree.
+        lab.sh(container, "echo later > /data/value");
+    }
+    assert_eq!(sh(&format!("cat '{docs}/value' '{docs}/sub/value'")), "later\nlater\n");
+    assert_clean(&home, &docs);
+    lab.ok(&["pause", &whole]);
+    home.tars(&["restore", "--latest", "--yes"]).expect(1).says("is paused");
+    lab.ok(&["unpause", &whole]);
+    assert_eq!(lab.sh(&whole, "cat /data/value"), "later\n");
+}
+
 /// A volume that is mounted by the engine only, while a container of it runs.
 fn mounted_by_the_engine(lab: &Lab, home: &Home) -> String {
     let dir = home.at("layers");

@@ -558,6 +558,27 @@ fn without_a_safety_copy_the_old_databases_stay_under_another_name() {
 }
 
 #[test]
+fn a_database_that_the_source_does_not_name_any_more_is_not_lost() {
+    let lab = Lab::new();
+    let pg = lab.postgres("postgres");
+    small(&lab, &pg, "before");
+    lab.sql(&pg, "postgres", "CREATE DATABASE second");
+    lab.sql(&pg, "second", "CREATE TABLE t AS SELECT 'before'::text AS v");
+    let home = home_of(&pg, "");
+    home.backup(0);
+    let home = home.only_source("postgres", &source("postgres", &pg, "databases = [\"tars_home\"]"));
+    lab.sql(&pg, "second", "UPDATE t SET v = 'after'");
+    home.tars(&["restore", "--latest", "--yes"])
+        .expect(0)
+        .says("in no safety copy (the source does not capture all that is replaced)");
+    assert_eq!(lab.sql(&pg, "second", "SELECT v FROM t"), "before\n");
+    let kept =
+        lab.sql(&pg, "template1", "SELECT datname FROM pg_database WHERE datname LIKE 'second_before_%'");
+    assert_eq!(lab.sql(&pg, kept.trim(), "SELECT v FROM t"), "after\n");
+    assert_clean(&lab, &home, &pg);
+}
+
+#[test]
 fn no_password_and_no_hash_of_one_is_in_a_list_of_processes_or_in_a_line() {
     let lab = Lab::new();
     let pg = lab.postgres("postgres");

@@ -255,6 +255,28 @@ fn an_application_that_stays_unwell_is_told_and_the_new_data_stays() {
     assert!(!home.path("state/run.journal").exists());
 }
 
+#[test]
+fn who_stops_waiting_for_an_application_learns_what_was_restored() {
+    let lab = Lab::new();
+    let (redis, app) = pair(&lab, "test ! -e /tmp/ill");
+    lab.redis_cli(&redis, &["SET", "k", "before"]);
+    let home = Home::new()
+        .source("redis", &source("redis", &redis, ""))
+        .extra("[docker]\nhealth_timeout = \"120s\"\n")
+        .ready();
+    home.backup(0);
+    lab.redis_cli(&redis, &["SET", "k", "after"]);
+    lab.sh(&app, "touch /tmp/ill");
+    let mut run = home.spawn(&["restore", "--latest", "--yes"]);
+    run.wait_for("Restored redis");
+    run.signal("INT");
+    let done =
+        run.end().expect(130).says("restored redis").says("what was there before").says("not waited for");
+    assert!(!done.stderr.contains("nothing was left behind"), "{}", done.stderr);
+    assert_eq!(lab.redis_cli(&redis, &["GET", "k"]), "before\n");
+    assert!(!home.path("state/run.journal").exists());
+}
+
 /// Version 1 of Compose labels no dependencies.
 #[test]
 fn where_the_labels_do_not_say_who_depends_on_the_data_the_compose_file_does() {

@@ -29,7 +29,10 @@ pub(super) struct Dependents {
 impl Restore<'_> {
     /// Running containers that depend on what serves the components, those that others depend on last.
     pub(super) fn dependents(&self, parts: &[Part<'_>]) -> Result<Dependents, RestoreError> {
-        let Ok(docker) = self.docker.as_ref() else { return Ok(Dependents::default()) };
+        let docker = match self.docker.as_ref() {
+            Ok(docker) => docker,
+            Err(e) => return Ok(self.not_looked_up(parts, e)),
+        };
         let mut servers: Vec<Container> = Vec::new();
         let mut users: Vec<Container> = Vec::new();
         let mut named: BTreeSet<&str> = BTreeSet::new();
@@ -50,6 +53,23 @@ impl Restore<'_> {
         containers.retain(|c| servers.iter().all(|s| s.id != c.id));
         containers.reverse();
         Ok(Dependents { containers, warnings: files.warnings })
+    }
+
+    /// Nobody is stopped when the engine cannot be asked: whom that may concern is told.
+    fn not_looked_up(&self, parts: &[Part<'_>], e: &DockerError) -> Dependents {
+        let why = self.world.vault.scrub(&chain(e));
+        let mut warnings = Vec::new();
+        for part in parts.iter().filter(|p| matches!(p.action, Ok(Action::Put(_)))) {
+            let name = part.chosen.name;
+            let Some(source) = self.setup.sources.iter().find(|s| s.name.as_str() == name) else { continue };
+            if !source.dependents.is_empty() {
+                let named = source.dependents.join(", ");
+                warnings.push(format!("{named} cannot be looked up, and is not stopped for {name}: {why}"));
+            } else if source.source.may_be_mounted() && is_expected(e) {
+                warnings.push(format!("no container that has {name} mounted is stopped: {why}"));
+            }
+        }
+        Dependents { containers: Vec::new(), warnings }
     }
 
     /// What Compose files say, for the projects whose containers do not say it themselves.
@@ -196,6 +216,13 @@ fn read_short(path: &Path) -> io::Result<String> {
         return Err(io::Error::other("it is larger than 1 MiB"));
     }
     Ok(text)
+}
+
+/// Whether there should be an engine: a host without its socket has none.
+fn is_expected(e: &DockerError) -> bool {
+    let DockerError::Unreachable { socket, .. } = e else { return true };
+    let path = socket.strip_prefix("unix://").unwrap_or(socket);
+    !path.starts_with('/') || Path::new(path).exists()
 }
 
 fn is_named(c: &Container, named: &BTreeSet<&str>) -> bool {

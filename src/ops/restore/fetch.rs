@@ -1,6 +1,6 @@
 //! An archive from a store into a private directory: hashed while it is read, its members taken apart. What could go
 //! wrong: bytes that are not those of the backup, so nothing is used before the whole archive has the digest of the
-//! manifest, and each member the one of its own line.
+//! manifest, and each member the one of its line (files below `config/` share one).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::Request;
 use crate::archive::compress::free_bytes;
-use crate::archive::layout::MANIFEST;
+use crate::archive::layout::{MANIFEST, config_digest};
 use crate::archive::read::{codec_of, walk_archive};
 use crate::archive::tree::show_name;
 use crate::archive::unpack::{self, Limits};
@@ -22,7 +22,7 @@ use crate::format::tarwalk::{Body, Entry, Kind, TarError};
 use crate::hint::{Hint, chain};
 use crate::id::is_member;
 use crate::legacy;
-use crate::manifest::Manifest;
+use crate::manifest::{CONFIG_DIR, Manifest};
 use crate::ops::World;
 use crate::ops::find::{Found, OpenError, opened};
 use crate::source::SourceError;
@@ -201,6 +201,15 @@ fn compare(manifest: &Manifest, sums: &BTreeMap<String, String>) -> Result<(), S
             if wanted.is_some_and(|w| *w != format!("sha256:{sha256}")) {
                 return Err(format!("{member} has another SHA-256 than the manifest says"));
             }
+        }
+    }
+    // Its files have one line together.
+    if let Some(wanted) = manifest.checksums.get(CONFIG_DIR) {
+        let of_config = |(name, sha256)| Some((str::strip_prefix(name, CONFIG_DIR)?, sha256));
+        let all = sums.iter().map(|(name, sha256)| (name.as_str(), sha256.as_str()));
+        let mut inside: Vec<(&str, &str)> = all.filter_map(of_config).collect();
+        if *wanted != format!("sha256:{}", config_digest(&mut inside)) {
+            return Err(format!("{CONFIG_DIR} has another digest than the manifest says"));
         }
     }
     Ok(())
@@ -419,7 +428,9 @@ fn write_members(
                 warnings.extend(done.warnings());
                 return Ok(());
             }
-            let mut file = File::create_new(&target).map_err(put)?;
+            // A dump, or the roles with the hashes of their passwords.
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(put)?;
             made.push(target.clone());
             let mut buffer = vec![0; 1 << 20];
             loop {

@@ -12,12 +12,13 @@ use crate::source::SourceError;
 use crate::target::{Target, Work};
 
 impl Restore<'_> {
-    /// The containers that were stopped for it. What is known of the component, also when it failed, is in `outcome`.
+    /// The containers that were stopped for it. What is known of the component, also when it failed, is in `outcome`: it is
+    /// `Restored` as soon as that is decided. `unsaved`: why the old data is in no safety copy.
     pub(super) fn put(
         &self,
         target: &dyn Target,
         chosen: &Chosen<'_>,
-        keep_old: bool,
+        unsaved: Option<&str>,
         outcome: &mut ComponentOutcome,
     ) -> Result<Vec<Container>, SourceError> {
         let work = self.work_of(chosen);
@@ -49,22 +50,27 @@ impl Restore<'_> {
                 return Err(e);
             }
             Err(e) => {
-                self.take_back(chosen.name, &change, hold)?;
-                outcome.fate = Fate::RolledBack;
+                self.take_back(chosen.name, &change, hold, &e, outcome)?;
                 return Err(e);
             }
         }
-        let keep = keep_old.then(|| work.id.to_owned());
-        journal.record(&Step::Committed { component: chosen.name.to_owned(), keep })?;
-        match keep_old {
-            true if target.keeps_old() => {
+        let keep = (unsaved.is_some() || target.keeps_old()).then(|| work.id.to_owned());
+        // What is not written down as good would be rolled back after a kill, with all that clients wrote since.
+        if let Err(e) = journal.record(&Step::Committed { component: chosen.name.to_owned(), keep }) {
+            let e = e.into();
+            self.take_back(chosen.name, &change, hold, &e, outcome)?;
+            return Err(e);
+        }
+        outcome.fate = Fate::Restored;
+        match unsaved {
+            _ if target.keeps_old() => {
                 let kept = change.keep(work.id, engine)?;
                 outcome.warnings.extend(kept.map(|old| format!("what was there is kept in {old}")));
             }
-            true => outcome.warnings.extend(change.keep(work.id, engine)?.map(|old| {
-                format!("no safety copy could be made of what was there; it is kept in {old}: remove it when all is well")
+            Some(why) => outcome.warnings.extend(change.keep(work.id, engine)?.map(|old| {
+                format!("what was there is in no safety copy ({why}); it is kept in {old}: remove it when all is well")
             })),
-            false => change.finish(engine)?,
+            None => change.finish(engine)?,
         }
         self.settled(chosen.name)?;
         end(hold);
@@ -103,8 +109,16 @@ impl Restore<'_> {
         target.check(&self.context(), work, hold.map_or(&[], |h| h.containers()))
     }
 
-    /// The old data again, and whoever was stopped for it runs with it.
-    fn take_back(&self, component: &str, change: &Change, hold: Option<Hold<'_>>) -> Result<(), SourceError> {
+    /// The old data again, and whoever was stopped for it runs with it. `reason`: why the new data is not good, which is
+    /// told also when taking it back fails.
+    fn take_back(
+        &self,
+        component: &str,
+        change: &Change,
+        hold: Option<Hold<'_>>,
+        reason: &SourceError,
+        outcome: &mut ComponentOutcome,
+    ) -> Result<(), SourceError> {
         let undone = (|| -> Result<(), SourceError> {
             if let Some(hold) = &hold {
                 hold.stop()?;
@@ -112,13 +126,18 @@ impl Restore<'_> {
             Ok(change.undo(self.docker.as_ref().ok())?)
         })();
         if let Err(worse) = undone {
+            outcome.warnings.push(self.world.vault.scrub(&chain(reason)));
             // The journal still has it, and recover tries again; until then nobody may use that data.
             if let Some(hold) = hold {
                 hold.abandon(&format!("the old data could not be brought back: {}", chain(&worse)));
             }
             return Err(worse);
         }
-        self.settled(component)?;
+        outcome.fate = Fate::RolledBack;
+        if let Err(e) = self.settled(component) {
+            // Recover looks again, and finds the old data.
+            outcome.warnings.push(chain(&e));
+        }
         end(hold);
         Ok(())
     }

@@ -2,9 +2,9 @@
 //! could go wrong: a copy that opens and lacks half of its vectors, or has them newer than the list of what they are.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use serde::de::IgnoredAny;
@@ -176,8 +176,9 @@ pub(super) fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     let scratch = member.scratch;
     let mut beside = Beside::new(|name| {
         let path = scratch.join(name);
-        let file = File::create(&path).map_err(SourceError::write(name))?;
-        Ok((path, file))
+        let mut new = OpenOptions::new();
+        new.write(true).create(true).truncate(true).mode(0o600);
+        Ok((path.clone(), new.open(path).map_err(SourceError::write(name))?))
     });
     let entries = walk_tar_watched(&mut member.body, &mut beside).map_err(|e| CheckError::Bad(chain(&e)))?;
     let facts = &member.component.facts;

@@ -19,6 +19,7 @@ use crate::cancel::{Cancel, Interrupted};
 use crate::format::tarwalk::{self, TarError};
 use crate::hint::chain;
 use crate::keys::{Identities, SECRET_PREFIX, secret_lines};
+use crate::redact::base64;
 use crate::secret::SecretRef;
 use crate::source::Context;
 use crate::staging::Stage;
@@ -257,14 +258,22 @@ impl Keys {
         if cleaned == bytes { Clean::Whole } else { Clean::Without(cleaned) }
     }
 
+    /// Whether a private key of ssh is that of a recipient.
+    fn opens(&self, pem: &str) -> bool {
+        if let Ok(found) = Identities::parse(pem) {
+            return found.recipients().any(|r| self.recipients.contains(r));
+        }
+        // One with a passphrase has its public key in the clear.
+        let body: String = pem.lines().filter(|l| !l.starts_with("-----")).collect();
+        let Some(body) = base64(body.as_bytes()) else { return false };
+        let public = self.recipients.iter().filter_map(|r| base64(r.split_once(' ')?.1.as_bytes()));
+        public.into_iter().any(|public| memchr::memmem::find(&body, &public).is_some())
+    }
+
     fn without(&self, bytes: &[u8]) -> Vec<u8> {
         let mut out = without_native(bytes);
         for block in ssh_blocks(&out).into_iter().rev() {
-            let is_ours = std::str::from_utf8(&out[block.clone()])
-                .ok()
-                .and_then(|text| Identities::parse(&plain_lines(text)).ok())
-                .is_some_and(|i| i.recipients().any(|r| self.recipients.contains(r)));
-            if is_ours {
+            if std::str::from_utf8(&out[block.clone()]).is_ok_and(|text| self.opens(&plain_lines(text))) {
                 out.splice(block, LEFT_OUT.bytes());
             }
         }
@@ -296,18 +305,30 @@ fn without_native(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Where private keys of ssh stand, in order.
+/// Where private keys of ssh stand, in order. Other things in the same armour, such as certificates, are passed over.
 fn ssh_blocks(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
-    const CLOSE: &[u8] = b"PRIVATE KEY-----";
+    const DASHES: &[u8] = b"-----";
+    let marks = |mark: &'static [u8], begins| {
+        memchr::memmem::find_iter(bytes, mark).map(move |at| (at, at + mark.len(), begins))
+    };
+    let mut all: Vec<_> = marks(b"-----BEGIN ", true).chain(marks(b"-----END ", false)).collect();
+    all.sort_unstable();
     let mut blocks = Vec::new();
-    let mut from = 0;
-    while let Some(begin) = memchr::memmem::find(&bytes[from..], b"-----BEGIN ").map(|at| from + at) {
-        let Some(last) = memchr::memmem::find(&bytes[begin..], b"-----END ").map(|at| begin + at) else {
-            break;
+    let mut begun = None;
+    for (at, label, begins) in all {
+        let end = memchr::memmem::find(&bytes[label..], DASHES).map(|length| label + length);
+        let end = end.filter(|end| {
+            let label = &bytes[label..*end];
+            label.ends_with(b"PRIVATE KEY") && !label.contains(&b'\n')
+        });
+        begun = match (begins, end, begun) {
+            (true, Some(_), _) => Some(at),
+            (false, Some(end), Some(begin)) => {
+                blocks.push(begin..end + DASHES.len());
+                None
+            }
+            _ => None,
         };
-        let Some(close) = memchr::memmem::find(&bytes[last..], CLOSE).map(|at| last + at) else { break };
-        from = close + CLOSE.len();
-        blocks.push(begin..from);
     }
     blocks
 }
@@ -405,7 +426,7 @@ pub fn read(tar: &mut dyn Read, cancel: &Cancel) -> Result<Vec<Found>, SourceErr
 mod tests {
     use super::*;
     use crate::keys::generate;
-    use crate::keys::tests::{ED25519, ED25519_PUBLIC};
+    use crate::keys::tests::{ED25519, ED25519_LOCKED, ED25519_LOCKED_PUBLIC, ED25519_PUBLIC};
 
     fn cleaned(keys: &Keys, text: &str) -> Option<String> {
         match keys.clean(text.as_bytes()) {
@@ -447,6 +468,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Other armour before a key, between two, or a key that was cut does not hide the next one.
+    #[test]
+    fn a_key_is_found_behind_whatever_else_stands_in_dashes() {
+        let keys = Keys { recipients: [ED25519_PUBLIC.to_owned()].into(), ..Keys::default() };
+        let certificate = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+        let public = "-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----\n";
+        let cut = &ED25519_LOCKED[..100];
+        for before in
+            [certificate, public, "-----BEGIN nothing", "-----\n", cut, "-----BEGIN RSA PRIVATE KEY-----\n"]
+        {
+            let text = format!("{before}\n{ED25519}{certificate}{ED25519}");
+            let without = cleaned(&keys, &text).unwrap();
+            assert_eq!(without, format!("{before}\n{LEFT_OUT}\n{certificate}{LEFT_OUT}\n"));
+        }
+    }
+
+    #[test]
+    fn a_key_with_a_passphrase_does_not_stay_either() {
+        let text = format!("a\n{ED25519_LOCKED}b\n");
+        let of = |public: &str| Keys { recipients: [public.to_owned()].into(), ..Keys::default() };
+        assert_eq!(cleaned(&of(ED25519_PUBLIC), &text).as_deref(), Some(text.as_str()));
+        assert_eq!(cleaned(&of(ED25519_LOCKED_PUBLIC), &text).unwrap(), format!("a\n{LEFT_OUT}\nb\n"));
     }
 
     #[test]

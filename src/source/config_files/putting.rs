@@ -7,19 +7,22 @@ use std::fs::{DirBuilder, File, FileTimes, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use super::originals::{Found, LEFT_OUT, name_of, name_of_secret};
-use crate::change::{Change, ChangeError, plan_file};
+use super::originals::{Found, LEFT_OUT, MEMBER, name_of, name_of_secret};
+use crate::change::{Change, ChangeError, beside_name, plan_file};
 use crate::docker::Container;
 use crate::format::tarwalk::Mtime;
 use crate::hint::chain;
+use crate::process::{Process, Request};
 use crate::run_journal::RunJournal;
 use crate::secret::SecretRef;
 use crate::source::{Context, SourceError};
 use crate::target::{Existing, Target, Work};
 use crate::vault::SecretError;
+
+/// How long making one credential may take.
+const ENCRYPTING: Duration = Duration::from_secs(60);
 
 /// Where systemd looks for credentials that only this host can read, and what makes them.
 pub struct Credstore {
@@ -48,6 +51,10 @@ pub struct Putting {
     /// Credentials that this host lacks: name and value.
     credentials: Vec<(String, String)>,
     notes: Vec<String>,
+    /// What was asked for and does not come back.
+    undone: RefCell<Vec<String>>,
+    /// Whether any path of the configuration is among the originals.
+    finds_any: bool,
     store: Credstore,
     /// What lies beside the live files, once it does: live path, and path beside.
     ready: RefCell<Vec<(PathBuf, PathBuf)>>,
@@ -60,18 +67,24 @@ impl Putting {
             files: Vec::new(),
             credentials: Vec::new(),
             notes: Vec::new(),
+            undone: RefCell::default(),
+            finds_any: false,
             store,
             ready: RefCell::default(),
         };
         let look_up = |name: Option<Vec<u8>>| found.iter().find(|f| Some(&f.name) == name.as_ref());
         for path in paths {
             match look_up(name_of(path)) {
-                Some(original) => this.file(path, original),
-                None => this.notes.push(format!("{} is not among the originals", path.display())),
+                Some(original) => {
+                    this.finds_any = true;
+                    this.file(path, original);
+                }
+                None => this.undone.get_mut().push(format!("{} is not among the originals", path.display())),
             }
         }
         for reference in context.secret_refs {
             if let Some(original) = look_up(name_of_secret(reference)) {
+                this.finds_any = true;
                 this.secret(context, reference, original);
             }
         }
@@ -80,7 +93,7 @@ impl Putting {
 
     fn file(&mut self, path: &Path, original: &Found) {
         if original.lacks_key() {
-            self.notes.push(format!(
+            self.undone.get_mut().push(format!(
                 "{} is left as it is: its original has {LEFT_OUT} where a key was",
                 path.display()
             ));
@@ -107,6 +120,8 @@ impl Putting {
                 let value = String::from_utf8_lossy(&original.bytes).into_owned();
                 context.vault.learn(&reference.to_string(), value.trim_end());
                 match reference {
+                    // It is one of the files, too.
+                    SecretRef::File(path) if self.files.iter().any(|f| f.live == *path) => {}
                     SecretRef::Credential(name) => self.credentials.push((name.clone(), value)),
                     SecretRef::File(path) => self.files.push(New {
                         live: path.clone(),
@@ -125,36 +140,42 @@ impl Putting {
     }
 
     /// The credential as only this host can read it. The value goes through a pipe: arguments are for everybody to see.
-    fn encrypt(&self, name: &str, value: &str) -> io::Result<Vec<u8>> {
-        let mut child = Command::new(&self.store.program)
-            .arg("encrypt")
-            .arg(format!("--name={name}"))
-            .args(["-", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+    fn encrypt(&self, context: &Context<'_>, name: &str, value: &str) -> Result<Vec<u8>, SourceError> {
+        let program = self.store.program.display().to_string();
+        let argv = ["encrypt", &format!("--name={name}"), "-", "-"].map(str::to_owned);
+        let request = Request {
+            argv: std::iter::once(program.clone()).chain(argv).collect(),
+            env: Vec::new(),
+            dir: None,
+            total: ENCRYPTING,
+            idle: ENCRYPTING,
+        };
+        let failed = |source| SourceError::Read { what: format!("the output of {program}"), source };
+        let (input, mut to) = io::pipe().map_err(failed)?;
         // Both ends at once: neither waits for the other, however long the value is.
-        let written = std::thread::scope(|scope| {
-            let stdin = child.stdin.take();
-            let writer =
-                scope.spawn(move || stdin.map_or(Ok(()), |mut pipe| pipe.write_all(value.as_bytes())));
-            let output = child.wait_with_output();
-            (writer.join(), output)
-        });
-        let (Ok(wrote), output) = written else { return Err(io::Error::other("it could not be written to")) };
-        let output = output?;
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(io::Error::other(format!("{}: {why}", self.store.program.display())));
-        }
-        wrote.map(|()| output.stdout)
+        std::thread::scope(|scope| {
+            let mut process =
+                Process::start_with(&request, input, context.runtime.clone(), context.cancel.clone())?;
+            let writer = scope.spawn(move || to.write_all(value.as_bytes()));
+            let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+            loop {
+                match process.read(&mut buffer)? {
+                    0 => break,
+                    n => bytes.extend_from_slice(&buffer[..n]),
+                }
+            }
+            process.finish()?;
+            match writer.join() {
+                Ok(written) => written.map(|()| bytes).map_err(failed),
+                Err(_) => Err(failed(io::Error::other("it could not be written to"))),
+            }
+        })
     }
 
-    fn encrypted(&self, context: &Context<'_>, notes: &mut Vec<String>) -> Vec<New> {
+    fn encrypted(&self, context: &Context<'_>) -> Result<Vec<New>, SourceError> {
         let mut new = Vec::new();
         for (name, value) in &self.credentials {
-            match self.encrypt(name, value) {
+            match self.encrypt(context, name, value) {
                 Ok(bytes) => new.push(New {
                     live: self.store.dir.join(name),
                     bytes,
@@ -162,18 +183,20 @@ impl Putting {
                     owner: None,
                     mtime: None,
                 }),
-                Err(e) => notes.push(context.vault.scrub(&format!(
-                    "the credential {name} was not put back ({e}): take it from the originals, then: systemd-creds \
+                Err(SourceError::Interrupted(i)) => return Err(i.into()),
+                Err(e) => self.undone.borrow_mut().push(context.vault.scrub(&format!(
+                    "the credential {name} was not put back ({}): take it from the originals, then: systemd-creds \
                      encrypt --name={name} credentials/{name} {}",
+                    chain(&e),
                     self.store.dir.join(name).display()
                 ))),
             }
         }
-        new
+        Ok(new)
     }
 
     fn lay(&self, new: &New, journal: &RunJournal, work: &Work<'_>) -> Result<Vec<String>, SourceError> {
-        let to = beside(&new.live, work.id);
+        let to = beside_name(&new.live, work.id, "");
         let put = |source| SourceError::Place { path: to.clone(), source };
         let dir = new.live.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(put)?;
@@ -216,19 +239,20 @@ fn is_same(path: &Path, original: &Found) -> bool {
         && std::fs::read(path).is_ok_and(|bytes| bytes == original.bytes)
 }
 
-fn beside(live: &Path, id: &str) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(live.file_name().unwrap_or_default());
-    name.push(format!(".tars-restore-{id}"));
-    live.with_file_name(name)
-}
-
 impl Target for Putting {
     fn describe(&self) -> String {
         let files = self.files.iter().map(|f| f.live.display().to_string());
         let credentials = self.credentials.iter().map(|(name, _)| format!("credential {name}"));
         let all: Vec<String> = files.chain(credentials).collect();
-        if all.is_empty() { "nothing: all is as it was".into() } else { all.join(", ") }
+        match (all.is_empty(), self.undone.borrow().is_empty()) {
+            (false, _) => all.join(", "),
+            (true, true) => "nothing: all is as it was".into(),
+            (true, false) => "nothing: what comes is as it was".into(),
+        }
+    }
+
+    fn not_put_back(&self) -> Vec<String> {
+        self.undone.borrow().clone()
     }
 
     fn keeps_old(&self) -> bool {
@@ -245,6 +269,13 @@ impl Target for Putting {
     }
 
     fn survey(&self, _: &Context<'_>, _: &Work<'_>) -> Result<(PathBuf, u64), SourceError> {
+        if !self.finds_any {
+            return Err(SourceError::hinted(
+                MEMBER,
+                "nothing that the configuration names now is among the originals",
+                "see what there is: write it elsewhere with --to DIR, then: age -d -i IDENTITY FILE | tar -t",
+            ));
+        }
         let mut disk = PathBuf::from("/");
         for file in &self.files {
             if file.live.symlink_metadata().is_ok_and(|m| m.is_dir()) {
@@ -264,7 +295,7 @@ impl Target for Putting {
         work: &Work<'_>,
     ) -> Result<Vec<String>, SourceError> {
         let mut warnings = self.notes.clone();
-        let encrypted = self.encrypted(context, &mut warnings);
+        let encrypted = self.encrypted(context)?;
         if !encrypted.is_empty() {
             let put = |source| SourceError::Place { path: self.store.dir.clone(), source };
             DirBuilder::new().recursive(true).mode(0o700).create(&self.store.dir).map_err(put)?;

@@ -267,6 +267,20 @@ impl Target for PostgresTarget<'_> {
         format!("{}: {}{fresh}", self.what(), names.join(", "))
     }
 
+    /// The source may name fewer databases than the backup has.
+    fn is_saved_by(&self, context: &Context<'_>, copy: &Component) -> bool {
+        let saved = copy.facts.get("databases").and_then(Value::as_object);
+        let is_saved = |name: &String| saved.is_some_and(|s| s.contains_key(name));
+        let is_fresh = self.fresh.get().is_some();
+        if !is_fresh && self.wanted.iter().all(|w| is_saved(&w.name)) {
+            return true;
+        }
+        let present = self.reach(context).and_then(|(_in_use, server)| Ok(server.databases()?));
+        // A new data directory replaces all that is there.
+        let replaced = |name: &&String| is_fresh || self.wanted.iter().any(|w| w.name == **name);
+        present.is_ok_and(|there| there.iter().filter(replaced).all(is_saved))
+    }
+
     fn place(&self) -> Option<&Place> {
         self.fresh.get()
     }
