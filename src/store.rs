@@ -646,6 +646,10 @@ pub(crate) mod tests {
             self.inside.put(object, data, bytes, how, cancel, moved)
         }
 
+        fn modified(&self, _: &str, _: &Cancel) -> Result<Option<Timestamp>, StoreError> {
+            Ok(None)
+        }
+
         fn delete(&self, object: &str) -> Result<(), StoreError> {
             self.ask("delete", object)?;
             self.inside.delete(object)
