@@ -6,9 +6,9 @@ mod window;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -152,6 +152,18 @@ pub trait Target {
     ) -> Result<Vec<String>, SourceError>;
 }
 
+/// Makes the empty directory `new` with owner and mode of the live one, where that is there; else it is ours alone.
+pub fn make_empty_like(live: &Path, new: &Path) -> Result<(), SourceError> {
+    let put = |source| SourceError::Place { path: new.to_owned(), source };
+    DirBuilder::new().mode(0o700).create(new).map_err(put)?;
+    if let Ok(meta) = live.metadata() {
+        chown(new, Some(meta.uid()), Some(meta.gid())).map_err(put)?;
+        let mode = std::fs::Permissions::from_mode(meta.mode() & 0o7777);
+        std::fs::set_permissions(new, mode).map_err(put)?;
+    }
+    Ok(())
+}
+
 /// A directory: of a source, of a bind mount, or of a volume that can be reached directly.
 pub struct TreeTarget {
     pub live: PathBuf,
@@ -217,9 +229,7 @@ impl TreeTarget {
         beside: &Path,
     ) -> Result<Vec<String>, SourceError> {
         let put = |source| SourceError::Place { path: beside.to_owned(), source };
-        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-            .create(beside)
-            .map_err(put)?;
+        DirBuilder::new().mode(0o700).create(beside).map_err(put)?;
         let done = work.open(work.member(".tar")?, |body| {
             Ok(unpack::unpack(body, beside, &Self::limits(work), context.cancel, context.monitor)?)
         })?;
@@ -406,7 +416,7 @@ impl Target for SqliteTarget {
         let mode = work.component.facts.get("mode").and_then(Value::as_str);
         let mode = mode.and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o600);
         let id = |key: &str| work.fact(key).and_then(|v| u32::try_from(v).ok());
-        std::os::unix::fs::chown(&new, id("uid"), id("gid")).map_err(put)?;
+        chown(&new, id("uid"), id("gid")).map_err(put)?;
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(mode)).map_err(put)?;
         Ok(Vec::new())
     }

@@ -3,7 +3,6 @@
 //! asked for every collection and for some of its vectors before the old data goes.
 
 use std::cell::OnceCell;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::hint::{Hint, chain};
 use crate::manifest::Component;
 use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError, tree_target};
-use crate::target::{Existing, Target, TreeTarget, Work};
+use crate::target::{Existing, Target, TreeTarget, Work, make_empty_like};
 
 pub(super) struct ChromaTarget<'a> {
     source: &'a Chroma,
@@ -256,7 +255,7 @@ impl Target for ChromaTarget<'_> {
         if work.wishes.via_export {
             let beside = change::beside(&self.tree.live, work.id);
             journal.record(&work.scratch(&beside))?;
-            make_like(&self.tree.live, &beside)?;
+            make_empty_like(&self.tree.live, &beside)?;
             return Ok(Vec::new());
         }
         let warnings = self.tree.prepare(context, journal, work)?;
@@ -314,15 +313,4 @@ impl Target for ChromaTarget<'_> {
         }
         asked.map(|()| warnings)
     }
-}
-
-/// An empty directory with owner and mode of the live one; of its parent, where there is none.
-fn make_like(live: &Path, to: &Path) -> Result<(), SourceError> {
-    let put = |source| SourceError::Place { path: to.to_owned(), source };
-    std::fs::DirBuilder::new().mode(0o700).create(to).map_err(put)?;
-    if let Ok(meta) = std::fs::symlink_metadata(live) {
-        chown(to, Some(meta.uid()), Some(meta.gid())).map_err(put)?;
-        std::fs::set_permissions(to, std::fs::Permissions::from_mode(meta.mode())).map_err(put)?;
-    }
-    Ok(())
 }

@@ -1,14 +1,12 @@
 //! A new data directory for a server that does not start: the old one is set aside, the container makes a cluster in the
 //! new one as it did the first time, and everything is loaded into that. What fails brings the old directory back.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-
 use super::{INITIALISING, PostgresTarget};
 use crate::change;
 use crate::docker::Place;
 use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError};
-use crate::target::Work;
+use crate::target::{Work, make_empty_like};
 
 impl PostgresTarget<'_> {
     /// The place of the data directory, if another one can take its name.
@@ -69,13 +67,6 @@ pub(super) fn make_directory(
 ) -> Result<(), SourceError> {
     let live = place.host_path().unwrap_or_default();
     let new = change::beside(&live, work.id);
-    let put = |source| SourceError::Place { path: new.clone(), source };
     journal.record(&work.scratch(&new))?;
-    std::fs::DirBuilder::new().mode(0o700).create(&new).map_err(put)?;
-    if let Ok(meta) = live.metadata() {
-        std::os::unix::fs::chown(&new, Some(meta.uid()), Some(meta.gid())).map_err(put)?;
-        let mode = std::fs::Permissions::from_mode(meta.mode() & 0o7777);
-        std::fs::set_permissions(&new, mode).map_err(put)?;
-    }
-    Ok(())
+    make_empty_like(&live, &new)
 }
