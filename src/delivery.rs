@@ -161,6 +161,14 @@ struct Piece {
     sha256: String,
 }
 
+/// Name, beginning and length of a piece.
+type Cut = (String, u64, u64);
+
+/// Whether an object can be that piece, by what a listing shows.
+fn is_of(o: &Object, (name, _, bytes): &Cut) -> bool {
+    o.name == *name && o.bytes == *bytes
+}
+
 struct Delivery<'a> {
     to: Place<'a>,
     name: &'a BackupName,
@@ -192,12 +200,13 @@ impl Delivery<'_> {
             return Ok(());
         }
         let cuts = self.cuts();
-        self.find_room(&cuts, &there)?;
-        let pieces = self.pieces(cuts)?;
+        let pieces = self.pieces(&cuts)?;
         if committed {
             // Its archive is gone or not what the manifest says: no backup, and none to be seen while it is sent again.
             self.to.store.delete(&object(self.to.dir, &self.name.manifest_file()))?;
         }
+        self.clear_stale(&cuts, &there)?;
+        self.find_room(&cuts, &there)?;
         if let Attempt::First(begun) | Attempt::Late(begun) = self.attempt {
             begun();
         }
@@ -207,7 +216,6 @@ impl Delivery<'_> {
         for piece in &pieces {
             self.prove(piece)?;
         }
-        self.clear_stale(&pieces, &there)?;
         let packed = &self.parcel.packed;
         if pieces.len() > 1 {
             let lines: String = pieces.iter().map(|p| sha256_line(&p.sha256, &p.file)).collect();
@@ -255,8 +263,8 @@ impl Delivery<'_> {
         Ok(read == (packed.bytes, packed.sha256.clone()))
     }
 
-    /// How the store wants the archive: names, beginnings and lengths.
-    fn cuts(&self) -> Vec<(String, u64, u64)> {
+    /// How the store wants the archive.
+    fn cuts(&self) -> Vec<Cut> {
         let bytes = self.parcel.packed.bytes;
         let Some(part) = self.to.store.part_bytes().filter(|part| bytes > *part) else {
             return vec![(self.archive.clone(), 0, bytes)];
@@ -270,12 +278,10 @@ impl Delivery<'_> {
     }
 
     /// Whether what is not there yet has room.
-    fn find_room(&self, cuts: &[(String, u64, u64)], there: &[Object]) -> Result<(), DeliveryError> {
+    fn find_room(&self, cuts: &[Cut], there: &[Object]) -> Result<(), DeliveryError> {
         let Some(free) = self.to.store.free_bytes()? else { return Ok(()) };
-        let lies = |name: &str, bytes: u64| {
-            there.iter().any(|earlier| earlier.name == *name && earlier.bytes == bytes)
-        };
-        let needed: u64 = cuts.iter().filter(|(name, _, bytes)| !lies(name, *bytes)).map(|(_, _, b)| b).sum();
+        let needed: u64 =
+            cuts.iter().filter(|cut| !there.iter().any(|o| is_of(o, cut))).map(|(_, _, b)| b).sum();
         if needed <= free {
             return Ok(());
         }
@@ -293,7 +299,7 @@ impl Delivery<'_> {
 
     /// Takes the archive apart as the store wants it, reading all of it once: what lay in the spool for days is
     /// compared with what was packed before it is sent.
-    fn pieces(&self, cuts: Vec<(String, u64, u64)>) -> Result<Vec<Piece>, DeliveryError> {
+    fn pieces(&self, cuts: &[Cut]) -> Result<Vec<Piece>, DeliveryError> {
         let packed = &self.parcel.packed;
         // It was just packed, and what is stored is compared with the digest of that.
         if cuts.len() == 1 && matches!(self.attempt, Attempt::First(_)) {
@@ -303,7 +309,7 @@ impl Delivery<'_> {
         let mut file = File::open(&packed.path).map_err(DeliveryError::Archive)?;
         let mut all = Sha256::new();
         let mut pieces = Vec::new();
-        for (name, from, bytes) in cuts {
+        for (name, from, bytes) in cuts.iter().cloned() {
             let mut one = Sha256::new();
             let mut left = (&mut file).take(bytes);
             let mut buffer = vec![0; 1 << 20];
@@ -326,8 +332,9 @@ impl Delivery<'_> {
 
     /// Removes what earlier tries left beside it: the archive whole or in parts of another length, or unsealed, and lists
     /// of digests. Whoever reads takes a whole one before parts, and all parts that there are.
-    fn clear_stale(&self, pieces: &[Piece], there: &[Object]) -> Result<(), DeliveryError> {
-        for o in there.iter().filter(|o| !pieces.iter().any(|p| p.file == o.name)) {
+    /// And all of it takes room.
+    fn clear_stale(&self, cuts: &[Cut], there: &[Object]) -> Result<(), DeliveryError> {
+        for o in there.iter().filter(|o| !cuts.iter().any(|cut| is_of(o, cut))) {
             let stale = [false, true].iter().any(|sealed| {
                 let archive = self.name.archive_as(*sealed);
                 o.name == archive
@@ -344,12 +351,9 @@ impl Delivery<'_> {
 
     fn upload(&mut self, piece: &Piece, there: &[Object]) -> Result<(), DeliveryError> {
         let path = object(self.to.dir, &piece.file);
-        if let Some(earlier) = there.iter().find(|o| o.name == piece.file) {
-            if earlier.bytes == piece.bytes {
-                self.monitor.moved(piece.bytes);
-                return Ok(());
-            }
-            self.to.store.delete(&path)?;
+        if there.iter().any(|o| o.name == piece.file && o.bytes == piece.bytes) {
+            self.monitor.moved(piece.bytes);
+            return Ok(());
         }
         self.send(piece, &path)
     }
