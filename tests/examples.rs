@@ -87,9 +87,9 @@ fn collect(table: &str, schema: &Value, into: &mut Vec<Key>) {
     }
 }
 
-/// Keys that every type of source has, with the same meaning. The defaults of `critical` and `on_by_default` differ.
-const OF_EVERY_SOURCE: [&str; 6] =
-    ["type", "critical", "on_by_default", "timeout", "idle_timeout", "dependents"];
+/// Keys that every type of source has, with the same meaning. The defaults of three of them differ.
+const OF_EVERY_SOURCE: [&str; 7] =
+    ["type", "critical", "on_by_default", "anomaly", "timeout", "idle_timeout", "dependents"];
 
 /// Defaults that depend on the machine, the user, or the name of the table.
 fn depends(key: &Key) -> bool {
@@ -219,7 +219,8 @@ fn rows() -> BTreeMap<String, Vec<String>> {
         let table = if common { key.table.split(':').next().unwrap().to_owned() } else { key.table.clone() };
         let list = rows.entry(table).or_default();
         let mut row = format!("| `{}` | ", key.name);
-        let same_everywhere = !matches!(key.name.as_str(), "type" | "critical" | "on_by_default") || !common;
+        let same_everywhere =
+            !matches!(key.name.as_str(), "type" | "critical" | "on_by_default" | "anomaly") || !common;
         if same_everywhere {
             row.push_str(&type_of(&key.schema));
             row.push_str(" | ");

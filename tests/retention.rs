@@ -211,7 +211,8 @@ fn forty_failed_nights_push_no_good_one_out() {
     let dir = home.path("store/daily");
     let old = good(&home, [41, 42]);
     for days in 1..=40 {
-        fabricate(&dir, &dir, days_ago(days), true, |m| m.state = State::Partial);
+        let an_hour_before = days_ago(days) - SignedDuration::from_hours(1);
+        fabricate(&dir, &dir, an_hour_before, true, |m| m.state = State::Partial);
     }
     sh(&format!("rm '{}'/{first}.*", dir.display()));
     let told = plots(&home, &["--confirm"], 0);

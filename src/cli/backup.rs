@@ -129,7 +129,7 @@ fn request(args: &BackupArgs) -> Result<Request, Failed> {
         include_models: args.include_models,
         skip_if_present: old.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect(),
         tags: args.tag.clone(),
-        pin: args.pin.then(|| Pin { time: None, reason: None, until: args.until }),
+        pin: args.pin.then_some(Pin { time: None, reason: None, until: args.until }),
         any_tier: false,
         private: false,
     })

@@ -449,7 +449,7 @@ fn run_with(
     let bench = Bench::prepare(setup, plan, bytes.sum(), &staging, &name, world);
     let anomalies = gate::check(plan, &captured, &usable, world)?;
     let (manifest, packed) =
-        compose::pack_all(plan, &mut captured, &anomalies, &staging, &bench, &name, time, world)?;
+        compose::pack_all(plan, &mut captured, &anomalies, &staging, &bench, (&name, time), world)?;
     let components = captured.iter().map(|c| compose::result_of(c, world)).collect();
     staging.drop_components(captured.iter().map(|c| c.configured.name.as_str()));
     let shipment = Shipment::prepare(setup, plan, &manifest, packed, bench, &stores, world)?;

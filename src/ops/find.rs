@@ -225,13 +225,16 @@ fn is_of(entry: &Entry, host: Option<&str>) -> bool {
     host.is_none_or(|h| made_by.is_none_or(|m| m == h))
 }
 
+/// What was found, and the stores that could not be looked at.
+pub type Everywhere<'a> = (Vec<Found<'a>>, Vec<(String, StoreError)>);
+
 /// Every copy of one backup in the stores of the configuration, also one in the trash; and the stores that could not be
 /// looked at.
 pub fn copies_of<'a>(
     setup: &'a Setup,
     name: &BackupName,
     cancel: &Cancel,
-) -> Result<(Vec<Found<'a>>, Vec<(String, StoreError)>), FindError> {
+) -> Result<Everywhere<'a>, FindError> {
     let (mut found, mut failed) = (Vec::new(), Vec::new());
     for store in setup.stores.iter().map(AsRef::as_ref) {
         match store.reach(cancel).and_then(|()| copies_in(setup, store, name, cancel)) {

@@ -89,7 +89,7 @@ pub fn tell(
     world: &World<'_>,
 ) -> Result<Outcome, MarkError> {
     let (copies, unlisted) = find::copies_of(setup, name, world.cancel)?;
-    let copies = fit(copies, name, word, unlisted.first().is_none())?;
+    let copies = fit(copies, name, word, unlisted.is_empty())?;
     let mut outcome = Outcome { name: name.clone(), told: Vec::new(), failed: Vec::new() };
     let now = (world.now)();
     let pin = match word {

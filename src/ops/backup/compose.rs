@@ -25,8 +25,7 @@ pub(super) fn pack_all(
     anomalies: &[Anomaly],
     staging: &Staging,
     bench: &Bench,
-    name: &BackupName,
-    time: Timestamp,
+    (name, time): (&BackupName, Timestamp),
     world: &World<'_>,
 ) -> Result<(Manifest, Packed), BackupError> {
     let (manifest, guide) = loop {
