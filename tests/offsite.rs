@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use proxy::{Act, Proxy};
-use servers::{BUCKET, KEY, KEY_ID, Moto, S3Server, S3sFs, Sshd};
+use servers::{BUCKET, KEY, KEY_ID, Moto, S3Server, S3sFs, Sshd, TlsDoor};
 use sha2::{Digest, Sha256};
 use support::{Done, Home, run, sh};
 
@@ -341,6 +341,89 @@ fn a_store_that_lies_is_found_out() {
         place.comes_back("one", &[]);
         std::fs::remove_dir_all(&away).unwrap();
     }
+    // It takes all of it, and then a piece of it is gone.
+    let dir = away.clone();
+    proxy.on(move |seen| {
+        if seen.is("GET", ".tar.gz.age.p0001") {
+            let part = files(&dir).into_iter().find(|f| f.ends_with(".p0001")).unwrap();
+            std::fs::File::options().write(true).open(dir.join(part)).unwrap().set_len(1000).unwrap();
+        }
+        Act::Pass
+    });
+    place.tars(&["backup", "--tier", "away"]).expect(2).says("it waits in the spool");
+    assert!(!files(&away).iter().any(|f| f.ends_with(".manifest.json")), "{:?}", files(&away));
+    proxy.on(|_| Act::Pass);
+    place.tars(&["sync"]).expect(0);
+    place.comes_back("one", &[]);
+}
+
+#[test]
+fn what_happens_on_the_way_is_mended_or_told() {
+    let s3 = S3sFs::start();
+    let proxy = Proxy::start(&s3.endpoint());
+    let place = Place::new(6_000_000).s3("one", &proxy.endpoint(), "").ready(&["nas", "one"]);
+    // Cut in the middle, once; and slow.
+    let cut = std::sync::atomic::AtomicBool::new(false);
+    proxy.on(move |seen| {
+        let first = seen.is("PUT", ".p0001") && !cut.swap(true, std::sync::atomic::Ordering::SeqCst);
+        if first { Act::CutRequest } else { Act::Pass }
+    });
+    place.tars(&["backup", "--tier", "away"]).expect(0);
+    proxy.on(|seen| if seen.is("PUT", ".p00") { Act::After(Duration::from_secs(2)) } else { Act::Pass });
+    place.tars(&["backup", "--tier", "away"]).expect(0);
+    // An account that is full.
+    proxy.on(|seen| match seen.is("PUT", ".p00") {
+        true => Act::Error {
+            status: 403,
+            code: "AccessDenied",
+            message: "Storage cap exceeded. Please see the Caps & Alerts page".into(),
+        },
+        false => Act::Pass,
+    });
+    let done = place.tars(&["backup", "--tier", "away"]).expect(2);
+    done.says("Storage cap exceeded").says("raise the cap").says("it waits in the spool for one");
+    assert!(proxy.count(|seen| seen.is("PUT", ".p00")) < 4, "what asking again cannot mend is asked once");
+    proxy.on(|_| Act::Pass);
+    place.tars(&["sync"]).expect(0);
+    place.comes_back("one", &[]);
+
+    // Somebody else's certificate.
+    let door = TlsDoor::start(&s3.endpoint(), "DNS:elsewhere.example");
+    let endpoint = format!("https://{}", door.address);
+    let ca = format!("ca = \"{}\"", door.ca.display());
+    let place = Place::new(1000).s3("one", &endpoint, &ca);
+    let place = Place {
+        home: place.home.extra("[tiers.away]\nstores = [\"nas\", \"one\"]\npath = \"weekly\"").ready(),
+        ..place
+    };
+    let done = place.tars(&["backup", "--tier", "away"]).expect(2);
+    done.says("certificate").says("find out who answers there").says("it waits in the spool for one");
+}
+
+#[test]
+fn no_credential_is_an_argument_or_shown_by_the_configuration() {
+    let s3 = S3sFs::start();
+    let proxy = Proxy::start(&s3.endpoint());
+    let place = Place::new(12_000_000).s3("one", &proxy.endpoint(), "").ready(&["one"]);
+    for command in
+        [&["config", "show"][..], &["config", "show", "--json"], &["config", "check"], &["list", "-vv"]]
+    {
+        place.tars(command).expect(0);
+    }
+    proxy.on(|seen| if seen.is("PUT", ".p00") { Act::After(Duration::from_secs(1)) } else { Act::Pass });
+    let mut child = place.home.spawn(&["backup", "--tier", "away", "-vv"]).child;
+    let mut looked = 0;
+    while child.try_wait().unwrap().is_none() {
+        for entry in std::fs::read_dir("/proc").unwrap() {
+            // Whoever ended meanwhile has nothing to show.
+            let Ok(line) = std::fs::read(entry.unwrap().path().join("cmdline")) else { continue };
+            let line = String::from_utf8_lossy(&line).into_owned();
+            assert!(!line.contains(KEY) && !line.contains("AGE-SECRET-KEY-1"), "{line}");
+        }
+        looked += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(looked > 10, "{looked}");
 }
 
 #[test]

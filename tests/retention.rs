@@ -26,15 +26,22 @@ fn home(rule: &str) -> Home {
     home
 }
 
-/// Another rule for what is there.
-fn with_rule(home: &Home, rule: &str) {
-    let path = home.path("config.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let (before, after) = text.split_once("[tiers.hot.keep]\n").unwrap();
-    let rest = after.split_once("\n\n").map_or("", |(_, rest)| rest);
-    let rest =
-        if rest.is_empty() { &after[after.find("\n[").map_or(after.len(), |at| at + 1)..] } else { rest };
-    std::fs::write(&path, format!("{before}[tiers.hot.keep]\n{rule}\n\n{rest}")).unwrap();
+/// A home `home-1` with a store `s3` behind `endpoint`, and more configuration.
+fn s3_home(endpoint: &str, more: &str) -> Home {
+    let home = Home::new().documents();
+    for (name, value) in [("key-id", KEY_ID), ("secret", KEY)] {
+        std::fs::write(home.path(name), value).unwrap();
+    }
+    let (id, key, root) = (home.at("key-id"), home.at("secret"), home.root().display().to_string());
+    let home = home
+        .extra(&format!(
+            "[agent]\nhost = \"home-1\"\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\n\
+             [stores.s3]\ntype = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{endpoint}\"\nregion = \"us-east-1\"\n\
+             key_id = {{ file = \"{id}\" }}\nkey = {{ file = \"{key}\" }}\n{more}"
+        ))
+        .ready();
+    home.tars(&["store", "init", "s3"]).expect(0);
+    home
 }
 
 fn days_ago(days: i64) -> Timestamp {
@@ -129,63 +136,62 @@ fn what_no_rule_wants_goes_into_the_trash_and_comes_back_whole() {
     home.tars(&["undelete", &old[0]]).expect(1).says("is in no store");
 }
 
-#[test]
-fn four_hundred_days_in_four_tiers() {
+/// A tier for each rule, all in `store`.
+fn four_tiers(store: &str) -> String {
     let tier = |name: &str, path: &str, keep: &str| {
         format!(
-            "[tiers.{name}]\nstores = [\"nas\"]\npath = \"{path}\"\ntrash_days = 0\nkeep = {{ {keep} }}\n"
+            "[tiers.{name}]\nstores = [\"{store}\"]\npath = \"{path}\"\ntrash_days = 0\nkeep = {{ {keep} }}\n"
         )
     };
-    let home = Home::new()
-        .documents()
-        .extra("[tiers.hot.keep]\nwithin = \"7d\"")
-        .extra(&tier("warm", "weekly", "within = \"4 weeks\""))
-        .extra(&tier("cold", "monthly", "monthly = 12, yearly = 5"))
-        .extra(&tier("archive", "yearly", "forever = true"))
-        .ready();
+    tier("days", "days", "within = \"7d\"")
+        + &tier("warm", "weekly", "within = \"4 weeks\"")
+        + &tier("cold", "monthly", "monthly = 12, yearly = 5")
+        + &tier("archive", "yearly", "forever = true")
+}
+
+/// 400 days in each of them, up to 1 December 2025, a Monday; pruned, and looked at.
+fn four_hundred_days(home: &Home, root: &Path) {
     home.backup(0);
-    let daily = home.path("store/daily");
-    // The newest of all is of 1 December 2025, a Monday.
-    sh("true");
-    let start: Timestamp = "2025-12-01T02:00:00Z".parse().unwrap();
-    let at = |days: i64| start - SignedDuration::from_hours(24 * days);
-    let today = home.only();
+    let (from, x) = (home.path("store/daily"), root.join("x"));
+    let newest: Timestamp = "2025-12-01T02:00:00Z".parse().unwrap();
     for days in 0..400 {
-        fabricate(&daily, &home.path("store/x"), at(days), true, |_| ());
+        fabricate(&from, &x, newest - SignedDuration::from_hours(24 * days), true, |_| ());
     }
-    let x = home.path("store/x");
-    let copy = |to: &str, pattern: &str| {
-        sh(&format!("mkdir -p '{0}/{to}'; cp -a '{1}'/{pattern} '{0}/{to}/'", home.at("store"), x.display()));
-    };
-    copy("weekly", "*");
-    copy("monthly", "*");
-    copy("yearly", "*");
-    sh(&format!("cd '{0}'; rm {today}.*; mv '{1}'/* .; rmdir '{1}'", daily.display(), x.display()));
+    for tier in ["days", "weekly", "monthly", "yearly"] {
+        sh(&format!("cp -al '{0}/x' '{0}/{tier}'", root.display()));
+    }
     home.tars(&["prune", "--confirm"]).expect(0);
-    let of = |tier: &str| listed(&home, &["--tier", tier]);
+    let of = |tier: &str| listed(home, &["--tier", tier]);
     // 24 November to 1 December; the first day of four weeks is 3 November.
-    assert_eq!(of("hot").len(), 8);
+    assert_eq!(of("days").len(), 8);
     assert_eq!((of("warm").len(), of("warm")[0].as_str()), (29, "tars-backup-20251103_020000"));
     // The last of each month from January to November 2025, and 1 December; then 31 December 2024, which is the
     // newest of its year, and the oldest of all, 28 October 2024, because there are no five years yet; and 29 November,
     // the third of the newest three.
     let cold = of("cold");
-    assert_eq!(cold.len(), 15, "{cold:?}");
-    assert_eq!(cold[0], "tars-backup-20241028_020000");
-    assert_eq!(cold[1], "tars-backup-20241231_020000");
-    assert_eq!(cold[2], "tars-backup-20250131_020000");
-    assert_eq!(
-        cold[12..],
-        ["29", "30"]
-            .map(|d| format!("tars-backup-202511{d}_020000"))
-            .into_iter()
-            .chain(["tars-backup-20251201_020000".to_owned()])
-            .collect::<Vec<_>>()
-    );
+    let days: Vec<&str> = cold.iter().map(|n| &n[12..20]).collect();
+    let wanted = [
+        "20241028", "20241231", "20250131", "20250228", "20250331", "20250430", "20250531", "20250630",
+        "20250731", "20250831", "20250930", "20251031", "20251129", "20251130", "20251201",
+    ];
+    assert_eq!(days, wanted);
     assert_eq!(of("archive").len(), 400);
-    all_good(&home);
     home.tars(&["prune", "--confirm"]).expect(0);
     assert_eq!(of("cold"), cold, "a second time there is nothing to do");
+}
+
+#[test]
+fn four_hundred_days_in_four_tiers_of_a_directory() {
+    let home = Home::new().documents().extra(&four_tiers("nas")).ready();
+    four_hundred_days(&home, &home.path("store"));
+    all_good(&home);
+}
+
+#[test]
+fn four_hundred_days_in_four_tiers_of_a_bucket() {
+    let server = S3sFs::start();
+    let home = s3_home(&server.endpoint(), &four_tiers("s3"));
+    four_hundred_days(&home, &server.bucket().join("hosts/home-1"));
 }
 
 #[test]
@@ -232,7 +238,6 @@ fn forty_failed_nights_push_no_good_one_out() {
 fn killed_at_any_step_of_a_deletion_nothing_visible_lacks_its_archive() {
     let home = home("within = \"7d\"\nmin = 1");
     good(&home, [30, 31, 32]);
-    with_rule(&home, "within = \"7d\"\nmin = 1");
     let text = std::fs::read_to_string(home.path("config.toml")).unwrap();
     let text = text.replace("path = \"daily\"\n", "path = \"daily\"\ntrash_days = 0\n");
     std::fs::write(home.path("config.toml"), text).unwrap();
@@ -405,6 +410,8 @@ fn a_full_store_gives_up_what_the_rules_let_go_also_when_another_is_down() {
         let old = fabricate(&dir, &dir, days_ago(30), true, |_| ());
         let older = fabricate(&dir, &dir, days_ago(31), true, |_| ());
         sh(&format!("mv '{0}' '{0}.away'; sleep 1.1", home.at("second")));
+        // Not even a mark has room.
+        sh(&format!("cat /dev/zero > '{}/filled' || true", home.at("store")));
         let done = home.tars(&["backup", "--tier", "both"]).expect(2).says("second");
         let nas = listed(&home, &["--store", "nas"]);
         assert!(
@@ -423,21 +430,8 @@ fn a_full_store_gives_up_what_the_rules_let_go_also_when_another_is_down() {
 fn a_listing_of_a_bucket_that_fails_or_is_cut_deletes_nothing() {
     let server = S3sFs::start();
     let proxy = Proxy::start(&server.endpoint());
-    let home = Home::new().documents();
-    for (name, value) in [("key-id", KEY_ID), ("secret", KEY)] {
-        std::fs::write(home.path(name), value).unwrap();
-    }
-    let (id, key, root) = (home.at("key-id"), home.at("secret"), home.root().display().to_string());
-    let home = home
-        .extra(&format!(
-            "[agent]\nhost = \"home-1\"\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\n\
-             [stores.s3]\ntype = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
-             key_id = {{ file = \"{id}\" }}\nkey = {{ file = \"{key}\" }}\n\
-             [tiers.away]\nstores = [\"s3\"]\npath = \"weekly\"\nkeep = {{ within = \"7d\", min = 1 }}",
-            proxy.endpoint()
-        ))
-        .ready();
-    home.tars(&["store", "init", "s3"]).expect(0);
+    let tier = "[tiers.away]\nstores = [\"s3\"]\npath = \"weekly\"\nkeep = { within = \"7d\", min = 1 }";
+    let home = s3_home(&proxy.endpoint(), tier);
     home.tars(&["backup", "--tier", "away"]).expect(0);
     let dir = server.bucket().join("hosts/home-1/weekly");
     // More objects than one page of a listing holds.
@@ -539,24 +533,14 @@ fn a_tier_that_is_promoted_gets_the_newest_good_one_byte_for_byte() {
 #[test]
 fn a_plain_backup_is_sealed_when_it_is_promoted_out_of_the_house() {
     let server = S3sFs::start();
-    let home = Home::new().documents();
-    for (name, value) in [("key-id", KEY_ID), ("secret", KEY)] {
-        std::fs::write(home.path(name), value).unwrap();
-    }
-    let (id, key, root) = (home.at("key-id"), home.at("secret"), home.root().display().to_string());
-    let identity = home.at("identity");
+    let keys = tempfile::tempdir().unwrap();
+    let identity = keys.path().join("identity").display().to_string();
     let recipient = sh(&format!("age-keygen -o '{identity}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
-    let home = home
-        .extra(&format!(
-            "[agent]\nhost = \"home-1\"\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\n\
-             [encryption]\nrecipients = [\"{recipient}\"]\n\
-             [stores.s3]\ntype = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
-             key_id = {{ file = \"{id}\" }}\nkey = {{ file = \"{key}\" }}\n\
-             [tiers.cold]\nstores = [\"s3\"]\npath = \"monthly\"\npromote_from = \"hot\"",
-            server.endpoint()
-        ))
-        .ready();
-    home.tars(&["store", "init", "s3"]).expect(0);
+    let more = format!(
+        "[encryption]\nrecipients = [\"{recipient}\"]\n\
+         [tiers.cold]\nstores = [\"s3\"]\npath = \"monthly\"\npromote_from = \"hot\""
+    );
+    let home = s3_home(&server.endpoint(), &more);
     home.backup(0);
     let name = home.only();
     home.tars(&["backup", "--tier", "cold"]).expect(0);

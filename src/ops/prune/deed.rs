@@ -57,7 +57,12 @@ impl Deed {
         }
         if self.what == What::Trash {
             let (time, reason) = (Some((world.now)()), self.reason.clone());
-            marks::set(store, dir, name, &Trash { time, reason })?;
+            match marks::set(store, dir, name, &Trash { time, reason }) {
+                // A store without room for a mark still has to give room. Should we die between the manifest and the
+                // rest, that is what was never committed, and is swept.
+                Err(e) if at_once && e.is_full() => {}
+                marked => marked?,
+            }
         }
         if self.what != What::Trash || at_once {
             self.remove(store, dir, world.cancel)?;
