@@ -306,6 +306,12 @@ impl Entry {
         self.settle()
     }
 
+    /// Further stores wait for it, none of which does already.
+    pub fn also(&mut self, pending: Vec<Pending>) -> Result<(), SpoolError> {
+        self.note.pending.extend(pending);
+        self.write()
+    }
+
     /// Notes that something is sent to a store, before it is.
     pub fn begun(&mut self, store: &str) -> Result<(), SpoolError> {
         for p in self.note.pending.iter_mut().filter(|p| p.store == store) {

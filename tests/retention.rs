@@ -482,17 +482,23 @@ fn a_tier_that_is_promoted_gets_the_newest_good_one_byte_for_byte() {
     home.tars(&["backup", "--tier", "cold", "--only", "documents"]).expect(64).says("promoted from hot");
     home.tars(&["backup", "--only", "documents"]).expect(0);
     home.tars(&cold).expect(1).says("no backup that could be promoted");
-    sh("sleep 1.1");
     home.backup(0);
-    let name = home.committed().pop().unwrap();
+    let real = home.committed();
     let daily = home.path("store/daily");
-    // Neither one that is newer and partial, nor one that nobody found good, nor one with an anomaly.
-    let soon = |minutes: i64| Timestamp::now() - SignedDuration::from_mins(minutes);
-    for (minutes, verified) in [(-3, true), (2, false)] {
-        fabricate(&daily, &daily, soon(minutes), verified, |_| ());
+    let ago = |minutes: i64| Timestamp::now() - SignedDuration::from_mins(minutes);
+    let make = |minutes: i64, verified: bool, edit: fn(&mut Manifest)| {
+        fabricate(&daily, &daily, ago(minutes), verified, edit)
+    };
+    // Newer ones that nobody found good, that lack something, that shrank, or that are of tomorrow.
+    let name = make(600, true, |_| ());
+    make(500, false, |_| ());
+    make(400, true, |m| m.state = State::Partial);
+    make(300, true, |m| m.anomalies = vec!["documents".into()]);
+    make(200, true, |m| m.host = "another".into());
+    make(-300, true, |_| ());
+    for name in real {
+        sh(&format!("rm '{}'/{name}.*", daily.display()));
     }
-    sh(&format!("rm -f '{}'/*.verified.x", daily.display()));
-    fabricate(&daily, &daily, soon(1), true, |m| m.anomalies = vec!["documents".into()]);
     home.tars(&["backup", "--tier", "cold", "--dry-run"]).expect(0).says(&name);
     assert!(!home.path("store/monthly").exists());
     home.tars(&["pin", &name]).expect(0);
@@ -591,4 +597,29 @@ fn a_store_that_was_away_gets_what_its_rule_holds() {
     home.tars(&["verify", "--all", "--store", "second"]).expect(0);
     let again = home.tars(&["sync"]).expect(0);
     assert!(again.stdout.contains("Nothing waits"), "{}", again.stdout);
+}
+
+#[test]
+fn what_still_waits_for_one_store_can_be_promoted_to_another() {
+    let third = tempfile::tempdir().unwrap();
+    let home = Home::new().documents().second_store().extra(&format!(
+        "[stores.third]\ntype = \"fs\"\npath = \"{}\"\n\
+         [tiers.cold]\nstores = [\"third\"]\npath = \"monthly\"\npromote_from = \"both\"",
+        third.path().display()
+    ));
+    let home = home.ready();
+    for store in ["second", "third"] {
+        home.tars(&["store", "init", store]).expect(0);
+    }
+    let second = home.at("second");
+    sh(&format!("mv '{second}' '{second}.away'"));
+    home.tars(&["backup", "--tier", "both"]).expect(2).says("waits in the spool for second");
+    home.tars(&["backup", "--tier", "cold"]).expect(0);
+    home.tars(&["verify", "--all", "--store", "third"]).expect(0);
+    assert_ne!(sh(&format!("ls '{}'", home.at("state/spool"))), "", "it still waits for the second store");
+    home.tars(&["backup", "--tier", "cold"]).expect(0);
+    sh(&format!("mv '{second}.away' '{second}'"));
+    home.tars(&["sync"]).expect(0).says("is in second now");
+    assert_eq!(sh(&format!("ls '{}'", home.at("state/spool"))), "");
+    home.tars(&["verify", "--all", "--store", "second"]).expect(0);
 }

@@ -158,7 +158,6 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
         want.push(parse(&session, name)?);
     }
     let (found, mut exit) = search(&session, setup.as_ref(), &want, &args.place)?;
-    // A store that was asked for and cannot be reached means: not checked as deep as asked.
     let owner = session.reader(setup.as_ref())?;
     let world = session.world(&owner);
     let scratch = tempfile::Builder::new()

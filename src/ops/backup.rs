@@ -17,10 +17,9 @@ use serde_json::{Map, Value};
 
 use super::World;
 use super::pins::{self, PinError};
-use super::prune::{self, Plot, PruneError};
+use super::prune::{self, Plot};
 use crate::archive::gzip::Pool;
 use crate::archive::pack::PackError;
-use crate::archive::seal::SealError;
 use crate::cancel::Interrupted;
 use crate::catalog::Listing;
 use crate::config::{Components, Seal, Tier};
@@ -38,7 +37,7 @@ use crate::run_guard::RunGuard;
 use crate::run_journal::RunJournal;
 use crate::setup::Setup;
 use crate::source::{Configured, Context, MODELS};
-use crate::spool::{Spool, SpoolError};
+use crate::spool::Spool;
 use crate::staging::{Staging, StagingError, make_private};
 use crate::store::{self, FsStore, Store, StoreError};
 use crate::units::millis;
@@ -317,10 +316,6 @@ pub enum BackupError {
     #[error("cannot start the compression threads")]
     Threads(#[source] std::io::Error),
     #[error(transparent)]
-    Seal(SealError),
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
-    #[error(transparent)]
     Pin(PinError),
 }
 
@@ -329,15 +324,6 @@ impl From<PinError> for BackupError {
         match e {
             PinError::Interrupted(i) => Self::Interrupted(i),
             e => Self::Pin(e),
-        }
-    }
-}
-
-impl From<SealError> for BackupError {
-    fn from(e: SealError) -> Self {
-        match e {
-            SealError::Interrupted(i) => Self::Interrupted(i),
-            e => Self::Seal(e),
         }
     }
 }
@@ -356,8 +342,6 @@ impl Hint for BackupError {
         match self {
             Self::Staging(e) => e.hint(),
             Self::Pack(e) => e.hint(),
-            Self::Seal(e) => e.hint(),
-            Self::Spool(e) => e.hint(),
             Self::Pin(e) => e.hint(),
             _ => None,
         }
@@ -467,7 +451,11 @@ fn run_with(
     };
     stores.extend(deliver::all(&usable, &manifest, &shipment, &make_room, world)?);
     if plan.request.pin.is_some() {
-        pins::settle(setup, world)?;
+        match pins::settle(setup, world) {
+            // Noted they are, and the backup is made: a signal that comes now ends it as it is.
+            Ok(_) | Err(PinError::Interrupted(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
     if manifest.counts() && stores.iter().any(|s| s.receipt.is_some()) {
         // Without it the next run asks the stores.
@@ -475,13 +463,10 @@ fn run_with(
     }
     let have: Vec<&str> = stores.iter().filter(|s| s.receipt.is_some()).map(|s| s.store.as_str()).collect();
     let (mut pruned, mut prune_failure) = (Vec::new(), None);
+    // The backup is made: whatever happens from here on, that is what is told.
     if may_prune && !have.is_empty() && plan.targets.iter().all(Target::is_configured) {
         world.monitor.phase("pruning", None);
-        match prune::after_run(setup, plan.tier, &name, &have, world) {
-            Ok(plots) => pruned = plots,
-            Err(PruneError::Interrupted(i)) => return Err(i.into()),
-            Err(e) => prune_failure = Some(Failure::of(&e, world)),
-        }
+        (pruned, prune_failure) = prune::after_run(setup, plan.tier, &name, &have, world);
     }
     let packed = shipment.packed();
     Ok(Outcome {

@@ -22,7 +22,7 @@ use crate::marks::{self, Accepted};
 use crate::ops::pins::{self, PinError};
 use crate::progress::{Event, What};
 use crate::setup::Setup;
-use crate::spool::{Pending, Spool, SpoolError};
+use crate::spool::{self, Pending, Spool, SpoolError};
 use crate::store::{self, StoreError};
 use crate::units::show_bytes;
 
@@ -87,37 +87,17 @@ pub(super) fn carry(
     goals: &[Goal<'_>],
     world: &World<'_>,
 ) -> Result<Vec<Delivered>, CarryError> {
-    let Some(Ok(manifest)) = copies.first().map(|c| c.entry.manifest.as_ref()) else { return Ok(Vec::new()) };
-    let name = &manifest.backup_name;
-    let spool = Spool::new(&setup.agent.spool_dir, setup.agent.spool_limit);
-    spool.sweep()?;
-    if spool.names()?.contains(name) {
-        return Err(CarryError::Waits { name: name.clone() });
-    }
-    let bytes = manifest.bytes.unwrap_or(0);
-    if !spool.has_room(bytes)? {
-        let (bytes, limit) = (show_bytes(bytes), show_bytes(spool.limit()));
-        return Err(CarryError::Full { name: name.clone(), bytes, limit });
-    }
-    let mut slot = spool.begin(name)?;
-    let encryption = manifest.encryption.clone();
-    let parcel = Parcel { packed: fetch(copies, slot.dir(), world)?, encryption };
-    // A store that gets nothing but sealed archives has a plain one sealed when it is delivered.
-    let pending = goals.iter().map(|goal| Pending {
-        store: goal.store.name().to_owned(),
-        dir: goal.dir.clone(),
-        sealed: manifest.encryption.is_sealed(),
-        begun: goal.begun,
-        error: None,
-    });
+    let Some(name) = copies.first().map(|c| &c.entry.name) else { return Ok(Vec::new()) };
     // A copy is kept as long as what it is a copy of.
     if let Some(pin) = copies.iter().find_map(|c| c.entry.pin.as_ref()) {
         let stores: Vec<&str> = goals.iter().map(|g| g.store.name()).collect();
         pins::note(setup, name, pin, &stores)?;
     }
-    let entry = slot.enter(manifest, &[&parcel], pending.collect())?;
+    let entry = enter(setup, name, copies, goals, world)?;
     let accepted = copies.iter().any(|c| c.entry.accepted);
-    let delivered = sync::of_entry(entry, setup, world)?;
+    let mut delivered = sync::of_entry(entry, setup, world)?;
+    // It may wait for other stores too.
+    delivered.retain(|d| goals.iter().any(|g| g.store.name() == d.store));
     for done in delivered.iter().filter(|d| accepted && d.receipt.is_some()) {
         let Some(goal) = goals.iter().find(|g| g.store.name() == done.store) else { continue };
         let mark = Accepted { time: Some((world.now)()) };
@@ -130,14 +110,63 @@ pub(super) fn carry(
     Ok(delivered)
 }
 
-/// The archive of the first copy that is what its manifest says.
-fn fetch(copies: &[&Found<'_>], dir: &Path, world: &World<'_>) -> Result<Packed, CarryError> {
+/// The backup in the spool, where it waits for the goals: as what waits there already, or fetched.
+fn enter(
+    setup: &Setup,
+    name: &BackupName,
+    copies: &[&Found<'_>],
+    goals: &[Goal<'_>],
+    world: &World<'_>,
+) -> Result<spool::Entry, CarryError> {
+    // A store that gets nothing but sealed archives has a plain one sealed when it is delivered.
+    let pending = |sealed: bool| -> Vec<Pending> {
+        let to = |goal: &Goal<'_>| Pending {
+            store: goal.store.name().to_owned(),
+            dir: goal.dir.clone(),
+            sealed,
+            begun: goal.begun,
+            error: None,
+        };
+        goals.iter().map(to).collect()
+    };
+    let spool = Spool::new(&setup.agent.spool_dir, setup.agent.spool_limit);
+    spool.sweep()?;
+    if spool.names()?.contains(name) {
+        let mut entries = spool.entries()?.into_iter().flatten();
+        let waiting = entries.find(|e| e.manifest().backup_name == *name);
+        let mut entry = waiting.ok_or_else(|| CarryError::Waits { name: name.clone() })?;
+        let asked = |p: &Pending| goals.iter().any(|g| g.store.name() == p.store);
+        let form = [false, true].into_iter().find(|sealed| entry.parcel(*sealed).is_some());
+        let (Some(sealed), false) = (form, entry.pending().iter().any(asked)) else {
+            return Err(CarryError::Waits { name: name.clone() });
+        };
+        entry.also(pending(sealed))?;
+        return Ok(entry);
+    }
+    let bytes = copies.iter().filter_map(|c| c.entry.manifest.as_ref().ok()?.bytes).max().unwrap_or(0);
+    if !spool.has_room(bytes)? {
+        let (bytes, limit) = (show_bytes(bytes), show_bytes(spool.limit()));
+        return Err(CarryError::Full { name: name.clone(), bytes, limit });
+    }
+    let mut slot = spool.begin(name)?;
+    let (manifest, packed) = fetch(copies, slot.dir(), world)?;
+    let parcel = Parcel { packed, encryption: manifest.encryption.clone() };
+    let pending = pending(parcel.encryption.is_sealed());
+    Ok(slot.enter(manifest, &[&parcel], pending)?)
+}
+
+/// The archive of the first copy that is what its manifest says, and that manifest: one copy may be sealed, and another not.
+fn fetch<'a>(
+    copies: &[&'a Found<'_>],
+    dir: &Path,
+    world: &World<'_>,
+) -> Result<(&'a Manifest, Packed), CarryError> {
     let mut reasons = Vec::new();
     for copy in copies {
         let Ok(manifest) = &copy.entry.manifest else { continue };
         let path = dir.join(manifest.archive_file());
         match one(copy, manifest, &path, world) {
-            Ok(packed) => return Ok(packed),
+            Ok(packed) => return Ok((manifest, packed)),
             Err(CarryError::NoCopy { why, .. }) => {
                 log::warn!("{} in {}: {why}", copy.entry.name, copy.store().name());
                 reasons.push(format!("{}: {why}", copy.store().name()));

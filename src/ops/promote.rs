@@ -10,7 +10,7 @@ use super::World;
 use super::backup::{Failure, Outcome, StoreResult, expected_of};
 use super::carry::{self, CarryError, Goal};
 use super::find::{self, Filter, FindError, Found};
-use super::prune::{self, PruneError};
+use super::prune;
 use crate::cancel::Interrupted;
 use crate::catalog::Listing;
 use crate::config::Tier;
@@ -174,11 +174,7 @@ pub fn run(
     if let Some(m) = manifest.filter(|_| !have.is_empty()) {
         let text = format!("Promoted {} from {from} to {name}", m.backup_name);
         world.monitor.event(Event::new(What::Promoted, text).backup(&m.backup_name).tier(name));
-        match prune::after_run(setup, tier, &m.backup_name, &have, world) {
-            Ok(plots) => pruned = plots,
-            Err(PruneError::Interrupted(i)) => return Err(i.into()),
-            Err(e) => prune_failure = Some(Failure::of(&e, world)),
-        }
+        (pruned, prune_failure) = prune::after_run(setup, tier, &m.backup_name, &have, world);
     }
     Ok(Outcome {
         name: manifest.map(|m| m.backup_name.clone()),

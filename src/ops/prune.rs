@@ -322,8 +322,26 @@ fn carry_out(setup: &Setup, plots: &mut [Plot], at_once: bool, world: &World<'_>
     Ok(())
 }
 
-/// The last step of a run of `tier`: prunes where it was delivered to, `stores`.
+/// The last step of a run of `tier`: prunes where it was delivered to, `stores`. What was done, and why no more could be.
 pub(super) fn after_run(
+    setup: &Setup,
+    tier: &Tier,
+    name: &BackupName,
+    stores: &[&str],
+    world: &World<'_>,
+) -> (Vec<Plot>, Option<Failure>) {
+    match try_after_run(setup, tier, name, stores, world) {
+        Ok(plots) => (plots, None),
+        Err(PruneError::Interrupted(_)) => {
+            let text = format!("Pruning of tier {} was interrupted; the next run goes on with it", tier.name);
+            world.monitor.event(Event::new(What::Warning, text).tier(&tier.name));
+            (Vec::new(), None)
+        }
+        Err(e) => (Vec::new(), Some(Failure::of(&e, world))),
+    }
+}
+
+fn try_after_run(
     setup: &Setup,
     tier: &Tier,
     name: &BackupName,

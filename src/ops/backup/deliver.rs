@@ -246,7 +246,9 @@ pub(super) fn all(
         });
         joined.collect()
     });
-    if let Err(interrupted) = world.cancel.check() {
+    // A signal that comes when every store has it comes too late.
+    let all = !results.is_empty() && results.iter().all(|r| r.receipt.is_some());
+    if let (Err(interrupted), false) = (world.cancel.check(), all) {
         let name = &manifest.backup_name;
         let never = crate::cancel::Cancel::default();
         let parts_left =
