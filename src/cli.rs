@@ -4,6 +4,7 @@
 mod args;
 mod backup;
 mod config;
+mod failure;
 mod inspect;
 mod key;
 mod manual;
@@ -13,6 +14,7 @@ mod prune;
 mod recover;
 mod restore;
 mod session;
+mod status;
 mod store;
 mod sync;
 
@@ -49,6 +51,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Pin(a) => mark::pin(&cli.global, a, sink),
         Command::Unpin(a) => mark::unpin(&cli.global, a, sink),
         Command::Accept(a) => mark::accept(&cli.global, a, sink),
+        Command::OnFailure { unit } => failure::run(&cli.global, unit, sink),
+        Command::Status => status::run(&cli.global, sink),
         Command::Sync(a) => sync::run(&cli.global, a, sink),
         Command::Store(a) => store::run(&cli.global, a, sink),
         Command::Config(a) => config::run(&cli.global, a, sink),

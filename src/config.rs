@@ -5,6 +5,7 @@
 mod agent;
 mod doc;
 mod encryption;
+mod hooks;
 mod schema;
 mod section;
 mod tiers;
@@ -12,6 +13,7 @@ mod tiers;
 pub use agent::{Agent, Archive, Dirs, DockerSettings, Method, Places};
 pub use doc::{Doc, Place};
 pub use encryption::{Encryption, Seal};
+pub use hooks::Hooks;
 pub use schema::json_schema;
 pub(crate) use section::nearest;
 pub use section::{Key, Problem, Section, Survey};

@@ -28,6 +28,7 @@ pub mod format;
 pub mod keys;
 pub mod redact;
 pub mod retention;
+pub mod sandbox;
 
 // Floor 2, seams: the only code that touches the world.
 pub mod archive;
@@ -55,6 +56,7 @@ pub mod spool;
 pub mod staging;
 pub mod store;
 pub mod stored;
+pub mod systemd;
 pub mod target;
 pub mod tls;
 pub mod vault;

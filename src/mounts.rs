@@ -138,14 +138,62 @@ pub fn mount_point(path: &Path) -> io::Result<PathBuf> {
     Ok(longest_mount(&table, &real))
 }
 
+/// One line of `/proc/self/mountinfo`.
+struct Mount {
+    device: Vec<u8>,
+    /// Directory of the mounted file system that is seen there.
+    root: PathBuf,
+    at: PathBuf,
+}
+
+/// Where the disk of `path` is mounted, or will be: by what is mounted now and by /etc/fstab. None: on the root disk.
+pub fn expected_mount(path: &Path) -> Option<PathBuf> {
+    let table = std::fs::read("/etc/fstab").unwrap_or_default();
+    // What is not mounted now cannot be asked, and a directory that is not there has no real path.
+    let now = path.ancestors().find_map(|p| mount_point(p).ok());
+    innermost(path, now.into_iter().chain(fstab(&table)))
+}
+
+fn innermost(path: &Path, mounts: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    mounts
+        .filter(|m| m != Path::new("/") && path.starts_with(m))
+        .max_by_key(|m| m.as_os_str().as_bytes().len())
+}
+
+/// Second column of each line that is no comment.
+fn fstab(table: &[u8]) -> impl Iterator<Item = PathBuf> {
+    let lines = table.split(|b| *b == b'\n').filter(|l| !l.trim_ascii_start().starts_with(b"#"));
+    let second =
+        |line: &[u8]| line.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty()).nth(1).map(unescape);
+    lines.filter_map(second).map(|at| PathBuf::from(OsString::from_vec(at)))
+}
+
 fn longest_mount(mountinfo: &[u8], real: &Path) -> PathBuf {
-    mountinfo
-        .split(|b| *b == b'\n')
-        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
-        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
-        .filter(|mount| real.starts_with(mount))
-        .max_by_key(|mount| mount.as_os_str().as_bytes().len())
-        .unwrap_or_else(|| PathBuf::from("/"))
+    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
+    let line = |line: &[u8]| {
+        let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+        let [_, _, device, root, at, ..] = fields.as_slice() else { return None };
+        Some(Mount { device: device.to_vec(), root: path(root), at: path(at) })
+    };
+    let mut above: Vec<Mount> = mountinfo.split(|b| *b == b'\n').filter_map(line).collect();
+    above.retain(|m| real.starts_with(&m.at));
+    // The outermost first; of several at one place, the last one covers the others.
+    above.sort_by_key(|m| m.at.as_os_str().as_bytes().len());
+    while let Some(mount) = above.pop() {
+        let under = above.iter().rev().find(|m| m.at != mount.at);
+        if !under.is_some_and(|under| mount.shows_the_same_as(under)) {
+            return mount.at;
+        }
+    }
+    PathBuf::from("/")
+}
+
+impl Mount {
+    /// A directory that is mounted on itself, as a sandbox does with each path that may be written: no other disk.
+    fn shows_the_same_as(&self, under: &Self) -> bool {
+        let Ok(below) = self.at.strip_prefix(&under.at) else { return false };
+        self.device == under.device && self.root == under.root.join(below)
+    }
 }
 
 /// The kernel writes blanks and backslashes in paths as `\040` and the like.
@@ -177,5 +225,26 @@ mod tests {
         assert_eq!(longest_mount(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
         assert_eq!(longest_mount(table, Path::new("/mnt/other")), Path::new("/mnt"));
         assert_eq!(longest_mount(table, Path::new("/mntx")), Path::new("/"));
+    }
+
+    #[test]
+    fn a_disk_that_is_not_mounted_now_is_known_by_fstab() {
+        let table = b"# /dev/x /mnt ext4\n/dev/a / ext4 defaults 0 1\n\nnas:/b\t/mnt/my\\040nas nfs noauto 0 0\nnone swap swap\n";
+        let at = |path: &str| innermost(Path::new(path), fstab(table));
+        assert_eq!(at("/mnt/my nas/backups"), Some("/mnt/my nas".into()));
+        assert_eq!((at("/mnt/other"), at("/srv")), (None, None));
+    }
+
+    /// In the sandbox of a unit every path that may be written is a mount point: that must not make a disk of it.
+    #[test]
+    fn a_directory_that_is_mounted_on_itself_is_no_disk() {
+        let table = b"1 0 8:1 / / ro - ext4 /dev/a rw\n2 1 8:1 /mnt/nas/backups /mnt/nas/backups rw - ext4 /dev/a rw\n";
+        assert_eq!(longest_mount(table, Path::new("/mnt/nas/backups/daily")), Path::new("/"));
+        // With the disk there: it, not what is mounted on itself in it.
+        let table = b"1 0 8:1 / / ro - ext4 /dev/a rw\n3 1 0:6 /x /mnt/nas rw - nfs s rw\n2 3 0:6 /x/backups /mnt/nas/backups rw - nfs s rw\n";
+        assert_eq!(longest_mount(table, Path::new("/mnt/nas/backups")), Path::new("/mnt/nas"));
+        // Another directory of the same disk, mounted there on purpose.
+        let table = b"1 0 8:1 / / ro - ext4 /dev/a rw\n2 1 8:1 /data/nas /mnt/nas rw - ext4 /dev/a rw\n";
+        assert_eq!(longest_mount(table, Path::new("/mnt/nas")), Path::new("/mnt/nas"));
     }
 }

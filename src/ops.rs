@@ -1,5 +1,6 @@
 //! What the program does: one file per verb, free functions over plans and seams. They never print.
 
+pub mod apply;
 pub mod backup;
 mod carry;
 pub mod extract;
@@ -12,6 +13,7 @@ pub mod promote;
 pub mod prune;
 pub mod recover;
 pub mod restore;
+pub mod status;
 pub mod sync;
 pub mod verify;
 

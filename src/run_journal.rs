@@ -166,6 +166,11 @@ impl Pending {
         pending
     }
 
+    /// Whether live data was being replaced: undoing that writes where a run that only reads may not.
+    pub fn is_of_a_restore(&self) -> bool {
+        !self.scratch.is_empty() || !self.changes.is_empty()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.held.is_empty() && self.helpers.is_empty() && self.scratch.is_empty() && self.changes.is_empty()
     }

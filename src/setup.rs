@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::config::{
-    Agent, Archive, Doc, DockerSettings, Encryption, Key, Places, Problem, Section, Survey, Tier,
+    Agent, Archive, Doc, DockerSettings, Encryption, Hooks, Key, Places, Problem, Section, Survey, Tier,
     check_tiers, json_schema,
 };
 use crate::secret::SecretRef;
@@ -21,6 +22,7 @@ pub struct Setup {
     pub archive: Archive,
     pub docker: DockerSettings,
     pub encryption: Encryption,
+    pub hooks: Hooks,
     pub sources: Vec<Configured>,
     pub stores: Vec<Box<dyn Store>>,
     pub tiers: Vec<Tier>,
@@ -30,6 +32,8 @@ pub struct Setup {
     pub secret_refs: Vec<SecretRef>,
     /// The files it was read from.
     pub files: Vec<PathBuf>,
+    /// SHA-256 of their names and text.
+    pub digest: String,
 }
 
 /// What the configuration cannot know by itself.
@@ -52,6 +56,7 @@ pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup,
     let archive = Archive::read(&root);
     let docker = DockerSettings::read(&root);
     let encryption = Encryption::read(&root);
+    let hooks = Hooks::read(&root);
     let sources = source::read_all(&root);
     let stores = store::read_all(&root, machine.access);
     let tiers = Tier::read_all(&root);
@@ -81,8 +86,33 @@ pub fn load(files: &[(PathBuf, String)], machine: &Machine<'_>) -> Result<Setup,
     }
     let host = agent.host.clone().unwrap_or_else(|| machine.host.clone());
     let secret_refs = secret_refs(survey.secrets, encryption.identity.as_ref());
-    let (keys, files) = (survey.keys, doc.files.clone());
-    Ok(Setup { agent, host, archive, docker, encryption, sources, stores, tiers, keys, secret_refs, files })
+    let (keys, digest, files) = (survey.keys, digest(files), doc.files.clone());
+    Ok(Setup {
+        agent,
+        host,
+        archive,
+        docker,
+        encryption,
+        hooks,
+        sources,
+        stores,
+        tiers,
+        keys,
+        secret_refs,
+        files,
+        digest,
+    })
+}
+
+fn digest(files: &[(PathBuf, String)]) -> String {
+    let mut hasher = Sha256::new();
+    for (path, text) in files {
+        hasher.update(path.as_os_str().as_encoded_bytes());
+        hasher.update([0]);
+        hasher.update(text.as_bytes());
+        hasher.update([0]);
+    }
+    hex::encode(hasher.finalize())
 }
 
 /// What is referred to, each once. The identity is named as one wherever it stands: a key that opens backups is in none.
@@ -105,6 +135,12 @@ pub fn agent_alone(files: &[(PathBuf, String)], machine: &Machine<'_>) -> (Agent
     (agent, survey.take().problems)
 }
 
+/// The hooks, read the same way: a mistake elsewhere is a failure that somebody wants to hear of.
+pub fn hooks_alone(files: &[(PathBuf, String)]) -> Hooks {
+    let doc = Doc::parse(files, &mut Vec::new());
+    Hooks::read(&Section::root(&doc, Rc::default()))
+}
+
 impl Setup {
     pub fn tier(&self, name: &str) -> Option<&Tier> {
         self.tiers.iter().find(|t| t.name.as_str() == name)
@@ -122,6 +158,7 @@ pub fn schema(machine: &Machine<'_>) -> Value {
     Archive::read(&root);
     DockerSettings::read(&root);
     Encryption::read(&root);
+    Hooks::read(&root);
     Tier::read("name", &blank_at("tiers.*", &survey));
     let mut schema = json_schema("", &survey.borrow().keys);
     schema["properties"]["sources"] =

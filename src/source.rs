@@ -85,6 +85,11 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// What of this host it uses.
+    fn uses(&self) -> Uses<'_> {
+        Uses::default()
+    }
+
     /// Tiers that its configuration names.
     fn tiers(&self) -> &[String] {
         &[]
@@ -133,6 +138,20 @@ pub trait Source: Send + Sync {
 
     /// Puts the state of the source into staging.
     fn capture(&self, context: &Context<'_>, stage: &Stage<'_>) -> Result<Capture, SourceError>;
+}
+
+/// What of this host a source uses: a sandbox must leave it open.
+#[derive(Debug, Default)]
+pub struct Uses<'a> {
+    /// Read by a capture.
+    pub reads: Vec<&'a Path>,
+    /// Written in by a capture, as by SQLite beside its database.
+    pub writes: Vec<&'a Path>,
+    /// Files and directories that a restore puts others in place of.
+    pub replaces: Vec<&'a Path>,
+    /// The container, and the volume, where its data lies.
+    pub container: Option<&'a Selector>,
+    pub volume: Option<&'a str>,
 }
 
 /// Sealed originals of a component of configuration files.

@@ -38,6 +38,9 @@ impl Hint for StagingError {
                 "make room (df -h {}) or set agent.staging_dir to a larger disk",
                 path.display()
             )),
+            io::ErrorKind::ReadOnlyFilesystem => Some(
+                "in a unit of systemd, tell it which paths may be written: tars-backup config apply".into(),
+            ),
             io::ErrorKind::PermissionDenied => {
                 Some("run as root, or set agent.state_dir to a directory that you own".into())
             }

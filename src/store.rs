@@ -179,7 +179,10 @@ impl Hint for StoreError {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                     format!("make room in the store, then: tars-backup store check {store}")
                 }
-                std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
+                std::io::ErrorKind::ReadOnlyFilesystem => format!(
+                    "in a unit of systemd, tell it which paths may be written: tars-backup config apply; else mount it writable, then: tars-backup store check {store}"
+                ),
+                std::io::ErrorKind::PermissionDenied => {
                     format!("mount it writable for this user, then: tars-backup store check {store}")
                 }
                 _ => return None,

@@ -115,19 +115,20 @@ fn credential(name: &str, reference: &SecretRef) -> Result<Vec<u8>, SecretError>
             return read_file(&path, reference);
         }
     }
-    for dir in ["/etc/credstore", "/run/credstore", "/usr/lib/credstore"] {
-        let path = Path::new(dir).join(name);
-        if path.exists() {
-            return read_file(&path, reference);
-        }
+    if let Some(path) = find_credential(name, false) {
+        return read_file(&path, reference);
     }
-    for dir in ["/etc/credstore.encrypted", "/run/credstore.encrypted", "/usr/lib/credstore.encrypted"] {
-        let path = Path::new(dir).join(name);
-        if path.exists() {
-            return decrypt(name, &path, reference);
-        }
+    match find_credential(name, true) {
+        Some(path) => decrypt(name, &path, reference),
+        None => Err(SecretError::Missing { reference: reference.clone() }),
     }
-    Err(SecretError::Missing { reference: reference.clone() })
+}
+
+/// The file of a credential in the stores that systemd searches: those of plain ones, or those of encrypted ones.
+pub fn find_credential(name: &str, encrypted: bool) -> Option<PathBuf> {
+    let suffix = if encrypted { ".encrypted" } else { "" };
+    let store = |dir: &str| Path::new(dir).join(format!("credstore{suffix}")).join(name);
+    ["/etc", "/run", "/usr/lib"].into_iter().map(store).find(|path| path.exists())
 }
 
 fn decrypt(name: &str, path: &Path, reference: &SecretRef) -> Result<Vec<u8>, SecretError> {

@@ -300,13 +300,44 @@ fn the_reference_has_every_exit_status_and_every_event() {
         let row = format!("| {} |", code.1);
         missing.extend((!reference.contains(&row)).then_some(row));
     }
-    for line in read("src/progress.rs").lines() {
-        if let Some((_, name)) = line.split_once("=> \"") {
-            let row = format!("| `{}` |", name.trim_end_matches("\","));
-            missing.extend((!reference.contains(&row)).then_some(row));
-        }
+    for (event, id) in events() {
+        let row = reference.lines().any(|l| l.starts_with(&format!("| `{event}` |")) && l.contains(&id));
+        missing.extend((!row).then_some(event));
     }
     assert_eq!(missing, Vec::<String>::new(), "missing in docs/reference.md");
+}
+
+/// Events of the journal, with their message ids.
+fn events() -> Vec<(String, String)> {
+    let source = read("src/progress.rs");
+    let one = |line: &str| {
+        let (_, words) = line.split_once("=> (\"")?;
+        let (event, id) = words.trim_end_matches("\"),").split_once("\", \"")?;
+        Some((event.to_owned(), id.to_owned()))
+    };
+    let events: Vec<_> = source.lines().filter_map(one).collect();
+    assert!(events.len() > 30, "{events:?}");
+    events
+}
+
+#[test]
+fn the_catalog_of_the_journal_explains_every_event() {
+    let catalog = read("packaging/systemd/tars-backup.catalog");
+    let mut of_event: BTreeMap<String, String> = BTreeMap::new();
+    let mut event = String::new();
+    for line in catalog.lines() {
+        if let Some(word) = line.strip_prefix("# ").filter(|w| !w.contains(' ')) {
+            event = word.to_owned();
+        } else if let Some(id) = line.strip_prefix("-- ") {
+            let twice = of_event.insert(event.clone(), id.to_owned());
+            assert_eq!(twice, None, "{event} is explained twice");
+        }
+    }
+    assert_eq!(of_event, events().into_iter().collect());
+    let ids: BTreeSet<&String> = of_event.values().collect();
+    assert_eq!(ids.len(), of_event.len(), "an id stands for two events");
+    let hexadecimal = |id: &&&String| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(ids.iter().all(|id| hexadecimal(&id)), "{ids:?}");
 }
 
 #[test]

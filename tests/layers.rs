@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the crate, lowest floor first.
 const FLOORS: [&[&str]; 5] = [
     &["cancel", "exit", "hint", "id", "legacy", "manifest", "progress", "secret", "units"],
-    &["anomaly", "config", "format", "keys", "redact", "retention"],
+    &["anomaly", "config", "format", "keys", "redact", "retention", "sandbox"],
     &[
         "archive",
         "catalog",
@@ -35,6 +35,7 @@ const FLOORS: [&[&str]; 5] = [
         "staging",
         "store",
         "stored",
+        "systemd",
         "target",
         "tls",
         "vault",

@@ -76,6 +76,8 @@ pub enum Command {
     Accept(OneArgs),
     /// Bring what waits in the spool to the stores that still lack it
     Sync(SyncArgs),
+    /// Show whether there is a good backup of everything, and what is wrong
+    Status,
     /// Prepare and test stores
     Store(StoreArgs),
     /// Make and show the keys that backups are sealed with
@@ -90,16 +92,22 @@ pub enum Command {
     ProbePath { path: PathBuf },
     #[command(name = crate::guardian::COMMAND, hide = true)]
     Guardian(GuardianArgs),
+    /// Runs the command that the configuration names for failures; tars-backup-failed@.service calls it
+    #[command(hide = true)]
+    OnFailure { unit: String },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct RestoreArgs {
     /// Name of the backup, or the path of its archive
-    #[arg(required_unless_present_any = ["latest", "backup_file"], conflicts_with_all = ["latest", "backup_file"])]
+    #[arg(required_unless_present_any = ["latest", "backup_file", "unit_instance"], conflicts_with_all = ["latest", "backup_file"])]
     pub backup: Option<String>,
     /// The newest backup that lacks nothing critical
     #[arg(long, conflicts_with = "backup_file")]
     pub latest: bool,
+    /// What the instance of tars-backup-restore@.service says: COMPONENT, latest, BACKUP or BACKUP:COMPONENT
+    #[arg(long, hide = true, conflicts_with_all = ["backup", "latest", "backup_file", "component"])]
+    pub unit_instance: Option<String>,
     /// An archive that lies as a file on this machine, its small files beside it
     #[arg(long, value_name = "FILE")]
     pub backup_file: Option<PathBuf>,
@@ -210,6 +218,12 @@ pub struct BackupArgs {
     /// Wait this long for another run to end, such as 12h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub wait: Option<Duration>,
+    /// For so long after the machine has started, wait for engine, containers and stores to be there, such as 10m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait_ready: Option<Duration>,
+    /// Do nothing, and succeed, where the tier is not configured
+    #[arg(long)]
+    pub if_configured: bool,
     /// Look at everything and show the plan; write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -402,6 +416,12 @@ pub enum ConfigAction {
     Show,
     /// Print the JSON schema
     Schema,
+    /// Give systemd what this configuration needs: paths, credentials, mounts, schedules
+    Apply {
+        /// Show what would change; write nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::args::{BackupArgs, Global};
 use super::recover::lock;
 use super::session::{Failed, Session, load};
@@ -9,6 +11,7 @@ use crate::config::Tier;
 use crate::exit::Exit;
 use crate::host::Identity;
 use crate::journal::Sink;
+use crate::last_run::{Ended, LastRun};
 use crate::marks::Pin;
 use crate::ops::backup::{self, BackupError, Outcome, PlanError, Request};
 use crate::ops::promote::{self, PromoteError};
@@ -20,7 +23,13 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
     let session = Session::start(global, sink)?;
     let setup = load(global, &session.access)?;
     let request = request(args)?;
-    let tier = setup.tier(request.tier.as_deref().unwrap_or(&setup.agent.default_tier));
+    let wanted = request.tier.as_deref().unwrap_or(&setup.agent.default_tier);
+    let tier = setup.tier(wanted);
+    if args.if_configured && tier.is_none() {
+        let text = format!("Tier {wanted} is not configured: nothing to do");
+        session.monitor.event(Event::new(What::TierAbsent, text).tier(wanted));
+        return Ok(Exit::Ok);
+    }
     if let Some((tier, from)) = tier.and_then(|t| Some((t, t.promote_from.as_deref()?)))
         && request.output_dir.is_none()
     {
@@ -43,19 +52,36 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
     }
     let silence = plan.selected.iter().map(|s| s.limits.idle.min(s.limits.total)).max();
     session.monitor.allow_silence(silence.unwrap_or_default());
+    if let Some(limit) = args.wait_ready {
+        backup::wait_ready(&setup, &plan, limit, &world).map_err(|i| session.interrupted(i))?;
+    }
     let wait = args.wait.unwrap_or(Duration::ZERO);
     let (guard, recovered) = lock(&session, &setup.agent, "backup", wait)?;
 
+    let whole_tier = request.output_dir.is_none() && !plan.is_handpicked();
+    let last = whole_tier.then(|| LastRun::of(&setup.agent.state_dir, plan.tier.name.as_str()));
     match backup::run(&setup, &plan, &guard, &world) {
         Ok(mut outcome) => {
             outcome.left_held.extend(recovered.left);
-            finish(global, &session, &outcome)
+            finish(global, &session, &outcome, last.as_ref())
         }
         Err(BackupError::Interrupted(i)) => Err(session.interrupted(i)),
         Err(e) => {
             session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&plan.tier.name));
-            Err(session.failed(Exit::Failed, &e))
+            let failed = session.failed(Exit::Failed, &e);
+            note_end(&session, last.as_ref(), failed.exit, &failed.lines.join("\n"));
+            Err(failed)
         }
+    }
+}
+
+/// For `status`; nothing depends on it.
+fn note_end(session: &Session, last: Option<&LastRun>, exit: Exit, summary: &str) {
+    let Some(last) = last else { return };
+    let ended = Ended { time: Timestamp::now(), status: exit.code(), summary: summary.trim_end().to_owned() };
+    if let Err(e) = last.note_end(&ended) {
+        let text = format!("how this run ended could not be noted for status: {e}");
+        session.monitor.event(Event::new(What::Warning, text));
     }
 }
 
@@ -104,12 +130,16 @@ fn promote(
         return Ok(Exit::Ok);
     }
     let (guard, _) = lock(session, &setup.agent, "backup", args.wait.unwrap_or(Duration::ZERO))?;
+    let last = LastRun::of(&setup.agent.state_dir, tier.name.as_str());
     let outcome = promote::run(setup, tier, from, &guard, &world).map_err(|e| {
         let failed = told(e);
         session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&tier.name));
+        if !matches!(failed.exit, Exit::Interrupted(_)) {
+            note_end(session, Some(&last), failed.exit, &failed.lines.join("\n"));
+        }
         failed
     })?;
-    finish(global, session, &outcome)
+    finish(global, session, &outcome, Some(&last))
 }
 
 fn request(args: &BackupArgs) -> Result<Request, Failed> {
@@ -135,9 +165,15 @@ fn request(args: &BackupArgs) -> Result<Request, Failed> {
     })
 }
 
-fn finish(global: &Global, session: &Session, outcome: &Outcome) -> Result<Exit, Failed> {
+fn finish(
+    global: &Global,
+    session: &Session,
+    outcome: &Outcome,
+    last: Option<&LastRun>,
+) -> Result<Exit, Failed> {
     let exit = Exit::from(outcome.verdict());
     let summary = session.vault.scrub(&text::outcome(outcome));
+    note_end(session, last, exit, &summary);
     let what = if exit == Exit::Failed { What::RunFailed } else { What::RunFinished };
     let mut event = Event::new(what, summary.trim_end()).tier(&outcome.tier).bytes(outcome.bytes);
     event.name = outcome.name.as_ref().map(ToString::to_string);

@@ -7,6 +7,7 @@ use super::session::{Failed, Session, load, machine, try_load};
 use crate::config::{Key, Problem};
 use crate::exit::Exit;
 use crate::journal::Sink;
+use crate::ops::apply::{self, ApplyError};
 use crate::render::{json, text};
 use crate::setup;
 
@@ -33,12 +34,34 @@ pub fn run(global: &Global, args: &ConfigArgs, sink: Sink) -> Result<Exit, Faile
                 text::print(&format!("The configuration is good: {}\n", files.join(", ")))
             }
         }
+        ConfigAction::Apply { dry_run } => return apply(global, &session, dry_run),
         ConfigAction::Show => {
             let setup = load(global, access)?;
             if global.json { json::print(&tree(&setup.keys)) } else { text::print(&toml(&setup.keys)) }
         }
     }
     .map_err(Failed::output)?;
+    Ok(Exit::Ok)
+}
+
+fn apply(global: &Global, session: &Session, dry_run: bool) -> Result<Exit, Failed> {
+    let setup = load(global, &session.access)?;
+    let owner = session.reader(Some(&setup))?;
+    let world = session.world(&owner);
+    let told = |e: ApplyError| match e {
+        ApplyError::Interrupted(i) => session.interrupted(i),
+        e @ (ApplyError::Schedule { .. } | ApplyError::Path { .. }) => session.failed(Exit::Config, &e),
+        e => session.failed(Exit::Failed, &e),
+    };
+    let plan = apply::plan(&setup, &world).map_err(told)?;
+    if !dry_run {
+        apply::run(&plan, &world).map_err(told)?;
+    }
+    let printed = match global.json {
+        true => json::print(&plan),
+        false => text::print(&text::applied(&plan, dry_run)),
+    };
+    printed.map_err(Failed::output)?;
     Ok(Exit::Ok)
 }
 

@@ -9,8 +9,11 @@ use crate::exit::Exit;
 use crate::guardian;
 use crate::journal::Sink;
 use crate::ops::recover::{self, Recovered};
+use crate::progress::{Event, Monitor, What};
 use crate::render::json;
 use crate::run_guard::{GuardError, RunGuard};
+use crate::run_journal::RunJournal;
+use crate::systemd::Systemd;
 
 /// Takes the lock for `verb`, and clears up after whoever was killed while he held it.
 pub(super) fn lock(
@@ -21,7 +24,16 @@ pub(super) fn lock(
 ) -> Result<(RunGuard, Recovered), Failed> {
     let guard = RunGuard::acquire(&agent.runtime_dir, verb, wait, &session.cancel, &session.monitor)
         .map_err(|e| guard_failed(session, &e))?;
-    let recovered = undo(session, &agent.dirs(), &guard)?;
+    let dirs = agent.dirs();
+    if let Some(unit) = stronger(&dirs) {
+        // It needs the lock itself.
+        drop(guard);
+        hand_over(session, &unit)?;
+        let text = format!("a restore was broken off; {unit} is putting it right, and nothing was done here");
+        let hint = format!("look at it, then again: systemctl status {unit}");
+        return Err(Failed::text(Exit::Failed, text, Some(hint)));
+    }
+    let recovered = undo(session, &dirs, &guard)?;
     Ok((guard, recovered))
 }
 
@@ -73,11 +85,37 @@ fn with(global: &Global, session: &Session, dirs: &Dirs, wait: Duration) -> Resu
         }
         Err(e) => return Err(guard_failed(session, &e)),
     };
+    if let Some(unit) = stronger(dirs) {
+        drop(guard);
+        hand_over(session, &unit)?;
+        return Ok(Exit::Ok);
+    }
     let done = undo(session, dirs, &guard)?;
     if global.json {
         json::print(&done).map_err(Failed::output)?;
     }
     Ok(exit_of(&done))
+}
+
+/// Set in units whose sandbox lets nothing be put back: the unit that may.
+const RECOVERY_UNIT: &str = "TARS_BACKUP_RECOVERY_UNIT";
+
+/// The unit that must undo what a killed run left, where we may not.
+fn stronger(dirs: &Dirs) -> Option<String> {
+    let unit = std::env::var(RECOVERY_UNIT).ok().filter(|unit| !unit.is_empty())?;
+    let pending = RunJournal::new(&dirs.state).pending().ok()?;
+    pending.is_of_a_restore().then_some(unit)
+}
+
+fn hand_over(session: &Session, unit: &str) -> Result<(), Failed> {
+    let systemd = Systemd::new(session.runtime.handle().clone(), session.cancel.clone());
+    let text = format!("A broken-off restore is handed over to {unit}");
+    session.monitor.event(Event::new(What::RecoveryHandedOver, text));
+    // It may wait for the engine; we do not.
+    match systemd.control(&["start", "--no-block", unit]) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(session.failed(Exit::Failed, &e)),
+    }
 }
 
 fn exit_of(done: &Recovered) -> Exit {

@@ -23,6 +23,15 @@ use crate::target::Wishes;
 
 pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Failed> {
     let mut session = Session::start(global, sink)?;
+    let named;
+    let args = match &args.unit_instance {
+        None => args,
+        Some(instance) => {
+            let setup = load(global, &session.access)?;
+            named = by_instance(args, instance, &setup);
+            &named
+        }
+    };
     let request = request(args)?;
     let elsewhere = request.to.is_some();
     // Data can be written elsewhere by a machine that has no configuration.
@@ -101,6 +110,20 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
             finish(global, &session, &outcome)
         }
     }
+}
+
+/// The command that an instance of the unit stands for: COMPONENT, `latest`, BACKUP, or one of these two with `:COMPONENT`.
+fn by_instance(args: &RestoreArgs, instance: &str, setup: &Setup) -> RestoreArgs {
+    let is_source = |name: &str| setup.sources.iter().any(|s| s.name.as_str() == name);
+    let (backup, components) = match instance.split_once(':') {
+        Some((backup, components)) => (backup, components),
+        None if is_source(instance) => ("latest", instance),
+        None => (instance, ""),
+    };
+    let components = components.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
+    let latest = backup == "latest";
+    let backup = (!latest).then(|| backup.to_owned());
+    RestoreArgs { backup, latest, component: components, unit_instance: None, ..args.clone() }
 }
 
 fn request(args: &RestoreArgs) -> Result<Request, Failed> {

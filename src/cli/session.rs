@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Global;
 use crate::cancel::{Cancel, Interrupted};
-use crate::config::{Agent, Places, Problem};
+use crate::config::{Agent, Hooks, Places, Problem};
 use crate::exit::{Exit, Signal};
 use crate::hint::{Hint, chain};
 use crate::host::{self, Identity};
@@ -205,6 +205,12 @@ pub fn lenient_agent(global: &Global, access: &Access) -> (Agent, Option<String>
             (setup::agent_alone(&[], &machine).0, problem)
         }
     }
+}
+
+/// The hooks, as far as the configuration can be read.
+pub fn lenient_hooks(global: &Global) -> Result<Hooks, Failed> {
+    let path = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+    read_files(&path).map(|files| setup::hooks_alone(&files))
 }
 
 /// The same for commands that can do without one; None when there is none and none was named.

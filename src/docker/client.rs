@@ -208,6 +208,12 @@ impl Docker {
         Ok(v.version.unwrap_or_default())
     }
 
+    /// Directory of the engine's host with its volumes and layers.
+    pub fn data_root(&self) -> Result<PathBuf, DockerError> {
+        let info = self.call("asking for its settings", self.api.info())?;
+        Ok(PathBuf::from(info.docker_root_dir.unwrap_or_default()))
+    }
+
     /// Size in bytes and modification time (as text) of a file in a container; None when it is not there.
     pub fn file_stat(&self, container: &str, path: &str) -> Result<Option<(u64, String)>, DockerError> {
         let options = ContainerArchiveInfoOptionsBuilder::default().path(path).build();

@@ -157,6 +157,20 @@ impl Docker {
         }
     }
 
+    /// Directories of this host that the container can write in, with those that its volumes stand for.
+    pub fn mounted_directories(&self, container: &Container) -> Result<Vec<PathBuf>, DockerError> {
+        let mut found = Vec::new();
+        for mount in container.mounts.iter().filter(|m| m.writable) {
+            match self.place(container, &mount.destination) {
+                Ok(place) => found.extend(place.host_path()),
+                // Nothing of it lies in a directory.
+                Err(DockerError::Volatile { .. } | DockerError::NoDevice { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    }
+
     /// The volume that `wanted` means: its very name, else the volume of that name in the Compose project.
     pub fn find_volume(&self, wanted: &str) -> Result<Place, DockerError> {
         match self.volume(wanted) {

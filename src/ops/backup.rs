@@ -6,6 +6,7 @@ mod compose;
 mod deliver;
 mod gate;
 mod preview;
+mod ready;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ use crate::store::{self, FsStore, Store, StoreError};
 use crate::units::millis;
 
 pub use preview::{Preview, preview};
+pub use ready::wait as wait_ready;
 
 use deliver::{Bench, Shipment};
 pub(super) use deliver::{bring, committed, note_begun, sealed};
@@ -100,7 +102,7 @@ pub struct BackupPlan<'a> {
 
 impl BackupPlan<'_> {
     /// Whether it holds only what somebody chose for an occasion.
-    fn is_handpicked(&self) -> bool {
+    pub fn is_handpicked(&self) -> bool {
         let r = self.request;
         let skips = self.selected.len() < self.expected.len();
         !r.only.is_empty() || skips || r.tags.iter().any(|t| t == "pre-restore")

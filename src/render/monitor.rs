@@ -96,8 +96,11 @@ impl Monitor for FaceMonitor {
             return;
         }
         let message = self.vault.scrub(&event.message);
-        let mut fields =
-            vec![("TARS_BACKUP_EVENT", event.what.name().to_owned()), ("TARS_BACKUP_RUN", self.run.clone())];
+        let mut fields = vec![
+            ("MESSAGE_ID", event.what.message_id().to_owned()),
+            ("TARS_BACKUP_EVENT", event.what.name().to_owned()),
+            ("TARS_BACKUP_RUN", self.run.clone()),
+        ];
         let mut field = |key, value: Option<String>| fields.extend(value.map(|v| (key, v)));
         field("TARS_BACKUP_NAME", event.name);
         field("TARS_BACKUP_COMPONENT", event.component);

@@ -6,11 +6,13 @@ use std::time::Duration;
 use crate::id::{show_name, show_text};
 use crate::manifest::{ComponentState, Manifest};
 use crate::marks::Depth;
+use crate::ops::apply;
 use crate::ops::backup::{Outcome, Preview};
 use crate::ops::list::Row;
 use crate::ops::mark;
 use crate::ops::prune::{DeedKind, Plot};
 use crate::ops::restore::{Fate, RestoreOutcome, RestorePlan};
+use crate::ops::status::{Remark, Status};
 use crate::ops::sync;
 use crate::units::{show_bytes, show_duration};
 
@@ -283,6 +285,90 @@ pub fn outcome(o: &Outcome) -> String {
         out.extend(f.hint.iter().map(|h| format!("    hint: {h}\n")));
     }
     out.extend(o.left_held.iter().map(|text| format!("  {text}\n")));
+    out
+}
+
+/// Whether all is well, and what is not.
+pub fn status(s: &Status) -> String {
+    let age = |seconds: Option<u64>| {
+        seconds.map_or_else(|| "-".to_owned(), |s| show_duration(Duration::from_secs(s)))
+    };
+    let utc =
+        |t: Option<jiff::Timestamp>| t.map_or_else(|| "-".to_owned(), |t| t.strftime("%F %T").to_string());
+    let name =
+        |n: &Option<crate::id::BackupName>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    let well = if s.healthy { "healthy".to_owned() } else { format!("{} to mend", s.problems.len()) };
+    let mut out = format!("{}, {}: {well}\n\n", s.host, s.time.strftime("%F %T UTC"));
+    let mut cells =
+        vec![heading(&["COMPONENT", "STORE", "LAST RESTORABLE (UTC)", "AGE", "VERIFIED (UTC)", "BACKUP"])];
+    for c in &s.components {
+        let verified = c.verified.as_ref().and_then(|v| v.time.parse().ok());
+        cells.push(vec![
+            c.component.clone(),
+            c.store.clone(),
+            utc(c.timestamp),
+            age(c.age_s),
+            utc(verified),
+            name(&c.backup),
+        ]);
+    }
+    out.push_str(&table(&cells));
+    let mut cells =
+        vec![heading(&["TIER", "STORE", "BACKUPS", "NEWEST GOOD ONE", "NEXT RUN (UTC)", "LAST RUN (UTC)"])];
+    for t in &s.tiers {
+        let last = t
+            .last_run
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |e| format!("{}, status {}", e.time.strftime("%F %T"), e.status));
+        cells.push(vec![
+            t.tier.clone(),
+            t.store.clone(),
+            t.backups.to_string(),
+            name(&t.newest),
+            utc(t.next_run),
+            last,
+        ]);
+    }
+    out.push_str(&format!("\n{}", table(&cells)));
+    let spool = &s.spool;
+    let waits = match spool.backups {
+        0 => "empty".to_owned(),
+        n => format!("{n}, {} of {}", show_bytes(spool.bytes), show_bytes(spool.limit_bytes)),
+    };
+    out.push_str(&format!("\nWaiting in the spool: {waits}\n"));
+    for (title, remarks) in [("To mend", &s.problems), ("To know", &s.warnings)] {
+        if !remarks.is_empty() {
+            out.push_str(&format!("\n{title}:\n"));
+            out.extend(remarks.iter().map(remark));
+        }
+    }
+    out
+}
+
+fn remark(r: &Remark) -> String {
+    let hint = r.hint.as_ref().map_or_else(String::new, |h| format!("    hint: {h}\n"));
+    format!("  {}\n{hint}", r.what.replace('\n', "\n    "))
+}
+
+/// What systemd was given, or would be.
+pub fn applied(plan: &apply::Plan, dry_run: bool) -> String {
+    let mut cells = Vec::new();
+    for change in plan.files.iter().filter(|c| c.fate != apply::Fate::Same) {
+        let word = match (change.fate, dry_run) {
+            (apply::Fate::Removed, true) => "would remove",
+            (apply::Fate::Removed, false) => "removed",
+            (_, true) => "would write",
+            (_, false) => "wrote",
+        };
+        cells.push(vec![word.to_owned(), change.path.display().to_string()]);
+    }
+    let mut out = table(&cells);
+    if cells.is_empty() {
+        out.push_str("systemd knows this configuration already\n");
+    } else if !plan.running && !dry_run {
+        out.push_str("systemd does not run here: it reads this when it starts\n");
+    }
+    out.extend(plan.notes.iter().map(|n| format!("note: {n}\n")));
     out
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, Context, Kind, Source, SourceError, container_facts, layer_warning, selector, tree_facts,
+    Capture, Context, Kind, Source, SourceError, Uses, container_facts, layer_warning, selector, tree_facts,
 };
 use crate::archive::compress::Staged;
 use crate::chroma::copy::{CopyFacts, DATABASE};
@@ -283,6 +283,10 @@ impl Source for Chroma {
         component: &Component,
     ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
         Ok(Some(Box::new(self.find_target(context, component)?)))
+    }
+
+    fn uses(&self) -> Uses<'_> {
+        Uses { container: Some(&self.selector), volume: self.volume.as_deref(), ..Uses::default() }
     }
 
     fn method(&self) -> String {

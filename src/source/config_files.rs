@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Originals, Source, SourceError};
+use super::{Capture, CheckError, Context, Kind, Member, Originals, Source, SourceError, Uses};
 use crate::archive::seal::{SealError, unseal};
 use crate::archive::tree::show_name;
 use crate::config::Section;
@@ -75,6 +75,11 @@ impl ConfigFiles {
 }
 
 impl Source for ConfigFiles {
+    fn uses(&self) -> Uses<'_> {
+        let files: Vec<&Path> = self.files.iter().map(PathBuf::as_path).collect();
+        Uses { reads: files.clone(), replaces: files, ..Uses::default() }
+    }
+
     fn files(&self) -> &[PathBuf] {
         &self.files
     }

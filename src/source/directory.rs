@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, SET_ASIDE, Source, SourceError, check_tree, exclude, quote,
-    tree_facts,
+    Capture, CheckError, Context, Kind, Member, SET_ASIDE, Source, SourceError, Uses, check_tree, exclude,
+    quote, tree_facts,
 };
 use crate::archive::tarfile::TarWriter;
 use crate::archive::tree::{self, Exclude, TreeRules, Unwatched};
@@ -142,6 +142,14 @@ impl Source for Directory {
 
     fn compares(&self) -> bool {
         self.mode == Mode::Inventory
+    }
+
+    fn uses(&self) -> Uses<'_> {
+        let replaces = match self.mode {
+            Mode::Copy => vec![self.path.as_path()],
+            Mode::Inventory => Vec::new(),
+        };
+        Uses { reads: vec![&self.path], replaces, ..Uses::default() }
     }
 
     fn method(&self) -> String {

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, place_target, selector,
-    tree_facts,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, container_facts, place_target,
+    selector, tree_facts,
 };
 use crate::archive::read::walk_tar_watched;
 use crate::archive::tree::{Watch, show_name};
@@ -75,6 +75,10 @@ impl Source for Ollama {
 
     fn needs_docker(&self) -> bool {
         true
+    }
+
+    fn uses(&self) -> Uses<'_> {
+        Uses { container: Some(&self.selector), ..Uses::default() }
     }
 
     fn method(&self) -> String {

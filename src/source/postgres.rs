@@ -11,7 +11,7 @@ use std::io::Write;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, quote, selector,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, container_facts, quote, selector,
 };
 use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
@@ -130,6 +130,10 @@ impl Postgres {
 impl Source for Postgres {
     fn needs_docker(&self) -> bool {
         true
+    }
+
+    fn uses(&self) -> Uses<'_> {
+        Uses { container: Some(&self.selector), ..Uses::default() }
     }
 
     fn method(&self) -> String {

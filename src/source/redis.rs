@@ -17,7 +17,8 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, container_facts, copy, quote, selector,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, container_facts, copy, quote,
+    selector,
 };
 use crate::archive::compress::ComponentWriter;
 use crate::config::Section;
@@ -185,6 +186,10 @@ impl Source for Redis {
         component: &Component,
     ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
         Ok(Some(Box::new(RedisTarget::find(self, context, &component.facts)?)))
+    }
+
+    fn uses(&self) -> Uses<'_> {
+        Uses { container: Some(&self.selector), ..Uses::default() }
     }
 
     fn method(&self) -> String {

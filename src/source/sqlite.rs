@@ -11,7 +11,9 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError, copy, examine_sqlite, quote};
+use super::{
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, copy, examine_sqlite, quote,
+};
 use crate::config::Section;
 use crate::docker::Limits;
 use crate::id::{Name, show_name};
@@ -111,6 +113,16 @@ impl Source for Sqlite {
         _: &Component,
     ) -> Result<Option<Box<dyn Target + 'a>>, SourceError> {
         Ok(Some(Box::new(SqliteTarget { live: self.path.clone() })))
+    }
+
+    fn uses(&self) -> Uses<'_> {
+        Uses {
+            reads: vec![&self.path],
+            // A database with a write-ahead log wants its -shm file, also of one that only reads.
+            writes: self.path.parent().into_iter().collect(),
+            replaces: vec![&self.path],
+            ..Uses::default()
+        }
     }
 
     fn method(&self) -> String {

@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, check_tree, container_facts,
+    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, check_tree, container_facts,
     layer_warning, place_target, tree_facts,
 };
 use crate::archive::tree::Unwatched;
@@ -101,6 +101,11 @@ impl Source for Volume {
 
     fn needs_docker(&self) -> bool {
         true
+    }
+
+    fn uses(&self) -> Uses<'_> {
+        let container = self.inside.as_ref().map(|(selector, _)| selector);
+        Uses { container, volume: self.volume.as_deref(), ..Uses::default() }
     }
 
     fn method(&self) -> String {
