@@ -28,6 +28,9 @@ pub struct Ended {
     pub status: u8,
     /// Its last words.
     pub summary: String,
+    /// Nothing was wrong but that a store did not get it: the spool tells whether it has by now.
+    #[serde(default)]
+    pub only_delivery: bool,
 }
 
 impl LastRun {
@@ -95,7 +98,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hot = LastRun::of(dir.path(), "hot");
         assert_eq!(hot.ended(), None);
-        let ended = Ended { time: Timestamp::UNIX_EPOCH, status: 2, summary: "redis: gone".into() };
+        let ended = Ended { time: Timestamp::UNIX_EPOCH, status: 2, summary: "redis: gone".into(), only_delivery: false };
         hot.note_end(&ended).unwrap();
         assert_eq!((hot.ended(), hot.recall().is_some()), (Some(ended), false));
     }

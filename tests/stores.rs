@@ -598,6 +598,29 @@ fn b2_is_asked_for_nothing_that_it_has_not() {
     assert!(b.proxy.count(|seen| seen.is_part()) > 0);
 }
 
+/// A deleted object of B2 is only hidden: it is gone for everybody who asks, and its name can be used again.
+#[test]
+fn what_b2_hides_is_gone() {
+    let moto = Moto::start();
+    moto.hides_what_is_deleted();
+    let proxy = Proxy::start(&moto.endpoint());
+    proxy.on(proxy::b2);
+    let (world, dir) = (World::new(), tempfile::tempdir().unwrap());
+    let keys = format!(
+        "type = \"b2\"\nbucket = {BUCKET:?}\nregion = \"eu-central-003\"\nendpoint = {:?}\n{}",
+        proxy.endpoint(),
+        world.keys(dir.path())
+    );
+    let s = world.store(&keys);
+    contract(&*s, 20);
+    assert!(moto.hidden() > 0, "nothing was only hidden");
+    put(&*s, "again", b"first", Put::New).unwrap();
+    s.delete("again").unwrap();
+    assert!(s.list("", &Cancel::default()).unwrap().iter().all(|o| o.name != "again"));
+    put(&*s, "again", b"second", Put::New).unwrap();
+    assert_eq!(s.read_small("again", &Cancel::default()).unwrap(), b"second");
+}
+
 #[test]
 fn a_certificate_that_nobody_vouches_for_is_refused() {
     let (world, dir, server) = (World::new(), tempfile::tempdir().unwrap(), S3sFs::start());

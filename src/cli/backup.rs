@@ -8,7 +8,7 @@ use super::args::{BackupArgs, Global};
 use super::recover::lock;
 use super::session::{Failed, Session, load};
 use crate::config::Tier;
-use crate::exit::Exit;
+use crate::exit::{Exit, Verdict};
 use crate::host::Identity;
 use crate::journal::Sink;
 use crate::last_run::{Ended, LastRun};
@@ -69,16 +69,17 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
         Err(e) => {
             session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&plan.tier.name));
             let failed = session.failed(Exit::Failed, &e);
-            note_end(&session, last.as_ref(), failed.exit, &failed.lines.join("\n"));
+            note_end(&session, last.as_ref(), failed.exit, &failed.lines.join("\n"), false);
             Err(failed)
         }
     }
 }
 
 /// For `status`; nothing depends on it.
-fn note_end(session: &Session, last: Option<&LastRun>, exit: Exit, summary: &str) {
+fn note_end(session: &Session, last: Option<&LastRun>, exit: Exit, summary: &str, only_delivery: bool) {
     let Some(last) = last else { return };
-    let ended = Ended { time: Timestamp::now(), status: exit.code(), summary: summary.trim_end().to_owned() };
+    let (time, summary) = (Timestamp::now(), summary.trim_end().to_owned());
+    let ended = Ended { time, status: exit.code(), summary, only_delivery };
     if let Err(e) = last.note_end(&ended) {
         let text = format!("how this run ended could not be noted for status: {e}");
         session.monitor.event(Event::new(What::Warning, text));
@@ -135,7 +136,7 @@ fn promote(
         let failed = told(e);
         session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&tier.name));
         if !matches!(failed.exit, Exit::Interrupted(_)) {
-            note_end(session, Some(&last), failed.exit, &failed.lines.join("\n"));
+            note_end(session, Some(&last), failed.exit, &failed.lines.join("\n"), false);
         }
         failed
     })?;
@@ -173,7 +174,8 @@ fn finish(
 ) -> Result<Exit, Failed> {
     let exit = Exit::from(outcome.verdict());
     let summary = session.vault.scrub(&text::outcome(outcome));
-    note_end(session, last, exit, &summary);
+    let delivered = Verdict { all_delivered: true, ..outcome.verdict() };
+    note_end(session, last, exit, &summary, exit == Exit::Partial && Exit::from(delivered) == Exit::Ok);
     let what = if exit == Exit::Failed { What::RunFailed } else { What::RunFinished };
     let mut event = Event::new(what, summary.trim_end()).tier(&outcome.tier).bytes(outcome.bytes);
     event.name = outcome.name.as_ref().map(ToString::to_string);

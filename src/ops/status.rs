@@ -140,7 +140,8 @@ pub fn run(setup: &Setup, world: &World<'_>) -> Result<Status, Interrupted> {
             let row = judge(setup, tier, store, &entries, &timer, last_run.clone(), now, &mut status);
             status.tiers.push(row);
         }
-        if let Some(ended) = last_run.filter(|e| e.status != 0) {
+        // What only waited for a store is told by the spool, while it does.
+        if let Some(ended) = last_run.filter(|e| e.status != 0 && !e.only_delivery) {
             let what = format!(
                 "the last run of {}, {}, ended with status {}: {}",
                 tier.name,

@@ -133,11 +133,29 @@ impl Moto {
         moto
     }
 
+    /// What is deleted from now on is only hidden, as B2 does it.
+    pub fn hides_what_is_deleted(&self) {
+        let on = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+        let answer = self.tell(&format!("PUT /{BUCKET}?versioning HTTP/1.1"), on);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    /// Objects that are hidden.
+    pub fn hidden(&self) -> usize {
+        self.ask(&format!("GET /{BUCKET}?versions HTTP/1.1")).matches("<DeleteMarker>").count()
+    }
+
     /// Sends a request without a body and returns the answer, as text.
     pub fn ask(&self, line: &str) -> String {
+        self.tell(line, "")
+    }
+
+    fn tell(&self, line: &str, body: &str) -> String {
         let mut socket = TcpStream::connect(self.address).unwrap();
-        let head =
-            format!("{line}\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", self.address);
+        let (address, length) = (self.address, body.len());
+        let head = format!(
+            "{line}\r\nHost: {address}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
         socket.write_all(head.as_bytes()).unwrap();
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).unwrap();
