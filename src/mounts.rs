@@ -131,21 +131,48 @@ pub fn probe(path: &Path) -> u8 {
     }
 }
 
-/// The mount that `path` lies on.
+/// The mount that `path` lies on. A place at which only the disk around it shows itself again is no mount: the sandbox of
+/// a unit makes one of every path that may be written, and a NAS that is not there must not look as if it were.
 pub fn mount_point(path: &Path) -> io::Result<PathBuf> {
     let real = std::fs::canonicalize(path)?;
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(longest_mount(&table, &real))
+    Ok(innermost(&table, &real))
 }
 
-fn longest_mount(mountinfo: &[u8], real: &Path) -> PathBuf {
-    mountinfo
-        .split(|b| *b == b'\n')
-        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
-        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
-        .filter(|mount| real.starts_with(mount))
-        .max_by_key(|mount| mount.as_os_str().as_bytes().len())
-        .unwrap_or_else(|| PathBuf::from("/"))
+/// A line of the table: which directory of which disk is to be seen where.
+struct Mounted {
+    device: Vec<u8>,
+    root: PathBuf,
+    at: PathBuf,
+}
+
+impl Mounted {
+    fn read(line: &[u8]) -> Option<Self> {
+        let fields: Vec<&[u8]> = line.split(|b| *b == b' ').take(5).collect();
+        let [_, _, device, root, at] = fields[..] else { return None };
+        let path = |field| PathBuf::from(OsString::from_vec(unescape(field)));
+        Some(Self { device: device.to_vec(), root: path(root), at: path(at) })
+    }
+
+    /// Shows what would be seen there without it.
+    fn repeats(&self, around: &Self) -> bool {
+        let inside = self.at.strip_prefix(&around.at).unwrap_or(&self.at);
+        self.device == around.device && self.root == around.root.join(inside)
+    }
+}
+
+fn innermost(mountinfo: &[u8], real: &Path) -> PathBuf {
+    let lines = mountinfo.split(|b| *b == b'\n').filter_map(Mounted::read);
+    let mut above: Vec<Mounted> = lines.filter(|m| real.starts_with(&m.at)).collect();
+    // Of several at one place the last lies on top, and stays the last: the order is stable.
+    above.sort_by_key(|m| m.at.components().count());
+    while let Some(inner) = above.pop() {
+        above.retain(|m| m.at != inner.at);
+        if !above.last().is_some_and(|around| inner.repeats(around)) {
+            return inner.at;
+        }
+    }
+    PathBuf::from("/")
 }
 
 /// The kernel writes blanks and backslashes in paths as `\040` and the like.
@@ -174,8 +201,30 @@ mod tests {
     #[test]
     fn the_innermost_mount_wins_and_blanks_are_understood() {
         let table = b"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:5 / /mnt/my\\040nas rw - nfs x rw\n3 1 0:6 / /mnt rw - tmpfs t rw\n";
-        assert_eq!(longest_mount(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
-        assert_eq!(longest_mount(table, Path::new("/mnt/other")), Path::new("/mnt"));
-        assert_eq!(longest_mount(table, Path::new("/mntx")), Path::new("/"));
+        assert_eq!(innermost(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
+        assert_eq!(innermost(table, Path::new("/mnt/other")), Path::new("/mnt"));
+        assert_eq!(innermost(table, Path::new("/mntx")), Path::new("/"));
+    }
+
+    /// As a unit sees it whose sandbox may write to /mnt and /mnt/my nas/backups.
+    #[test]
+    fn a_disk_that_shows_itself_again_is_no_mount() {
+        let table = b"1 0 8:1 / / ro - ext4 /dev/a rw\n2 1 8:1 /mnt /mnt rw - ext4 /dev/a rw\n";
+        assert_eq!(innermost(table, Path::new("/mnt/my nas/backups")), Path::new("/"));
+        let bound = b"3 2 8:1 /mnt/my\\040nas/backups /mnt/my\\040nas/backups rw - ext4 /dev/a rw\n";
+        let both = [&table[..], bound].concat();
+        assert_eq!(innermost(&both, Path::new("/mnt/my nas/backups/daily")), Path::new("/"));
+
+        let nas = b"3 2 0:5 /export /mnt/my\\040nas rw - nfs x rw\n\
+                    4 3 0:5 /export/backups /mnt/my\\040nas/backups rw - nfs x rw\n";
+        let mounted = [&table[..], nas].concat();
+        assert_eq!(innermost(&mounted, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
+        // Another directory of the same disk is meant to be there.
+        let other = b"3 2 8:1 /data/nas /mnt/my\\040nas rw - ext4 /dev/a rw\n";
+        let bound = [&table[..], other].concat();
+        assert_eq!(innermost(&bound, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
+        // What lies on top counts.
+        let stacked = [&mounted[..], b"5 3 0:7 / /mnt/my\\040nas rw - tmpfs t rw\n"].concat();
+        assert_eq!(innermost(&stacked, Path::new("/mnt/my nas/x")), Path::new("/mnt/my nas"));
     }
 }
