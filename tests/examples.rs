@@ -300,13 +300,42 @@ fn the_reference_has_every_exit_status_and_every_event() {
         let row = format!("| {} |", code.1);
         missing.extend((!reference.contains(&row)).then_some(row));
     }
-    for line in read("src/progress.rs").lines() {
-        if let Some((_, name)) = line.split_once("=> \"") {
-            let row = format!("| `{}` |", name.trim_end_matches("\","));
-            missing.extend((!reference.contains(&row)).then_some(row));
-        }
+    for text in events().into_values().flatten() {
+        let cell = format!("| `{text}` |");
+        missing.extend((!reference.contains(&cell)).then_some(cell));
     }
     assert_eq!(missing, Vec::<String>::new(), "missing in docs/reference.md");
+}
+
+/// The string that each event has in one of the tables of src/progress.rs.
+fn events() -> BTreeMap<String, Vec<String>> {
+    let mut events: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in read("src/progress.rs").lines() {
+        if let Some((event, text)) = line.trim().strip_prefix("Self::").and_then(|l| l.split_once(" => \"")) {
+            events.entry(event.to_owned()).or_default().push(text.trim_end_matches("\",").to_owned());
+        }
+    }
+    events
+}
+
+#[test]
+fn every_event_has_an_id_of_its_own_that_the_reference_and_the_catalog_know() {
+    let (reference, catalog) = (read("docs/reference.md"), read("packaging/systemd/tars-backup.catalog"));
+    let mut ids = BTreeSet::new();
+    for (event, texts) in events() {
+        let is_id = |t: &&String| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit());
+        let (found, names): (Vec<_>, Vec<_>) = texts.iter().partition(is_id);
+        let ([id], [name]) = (&found[..], &names[..]) else {
+            panic!("{event} needs one name and one id in src/progress.rs: {texts:?}");
+        };
+        assert!(ids.insert((*id).clone()), "{event}: {id} is of another event, too");
+        let row = reference.lines().find(|l| l.starts_with(&format!("| `{name}` |")));
+        let told = row.is_some_and(|l| l.ends_with(&format!("| `{id}` |")));
+        assert!(told, "docs/reference.md lacks `{id}` in the row of {name}");
+        let entry = format!("# {name}\n-- {id}\nSubject: ");
+        assert_eq!(catalog.matches(&entry).count(), 1, "tars-backup.catalog lacks {entry}");
+    }
+    assert_eq!(catalog.matches("\n-- ").count(), ids.len(), "tars-backup.catalog explains what there is not");
 }
 
 #[test]
