@@ -465,7 +465,7 @@ fn reported_once(release: &str) {
     m.wait(&format!("[ \"$(systemctl show -p ActiveState --value {RECOVER})\" = failed ]"));
     m.wait("[ -z \"$(systemctl list-jobs --no-legend)\" ]");
     assert_eq!(m.out(reports), format!("{RECOVER} 1"));
-    assert_eq!(m.out("systemctl --failed --no-legend --plain 'tars-backup-failed@*'"), "");
+    assert_eq!(m.out("systemctl list-units --failed --no-legend --plain 'tars-backup-failed@*'"), "");
 }
 
 #[test]
