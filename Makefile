@@ -8,7 +8,7 @@ CARGO ?= cargo
 
 # Tests that need the laboratory (root, an engine, images, servers), those that need root, and the one of a thousand
 # damages: all others are quick and run anywhere.
-SLOW_TESTS := retention seal stores offsite deb stack tree unpack restore hostile guide interrupt damage demo
+SLOW_TESTS := units retention seal stores offsite deb package stack tree unpack restore hostile guide interrupt damage demo
 QUICK_TESTS := $(filter-out $(SLOW_TESTS),$(basename $(notdir $(wildcard tests/*.rs))))
 
 SCRIPTS := $(wildcard .ci/run scripts/*.sh tests/*.sh tests/lab/*.sh benches/*.sh packaging/deb/p*)
@@ -35,6 +35,10 @@ test: ## all tests, as root on Debian: installs what they need, starts the labor
 .PHONY: deb
 deb: ## the Debian package, below target/debian
 	scripts/deb.sh
+
+.PHONY: apt-repo
+apt-repo: ## a signed apt repository of that package, below target/apt; APT_KEY names the key
+	scripts/apt-repo.sh
 
 .PHONY: demo
 demo: ## one backup of a sample home, unpacked and compared; with STACK=1 of a whole stack in Docker, destroyed and restored

@@ -15,6 +15,7 @@ mkdir -p "$dist"/{man,completions}
 "$program" completions bash >"$dist/completions/tars-backup"
 "$program" completions zsh >"$dist/completions/_tars-backup"
 "$program" completions fish >"$dist/completions/tars-backup.fish"
+gzip -9n <CHANGELOG.md >"$dist/changelog.gz"
 
 rm -rf target/debian
 mkdir -p target/debian

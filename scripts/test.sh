@@ -20,6 +20,7 @@ packages=(
   strace # kills a program at a given system call
   python3 python3-venv # tests/lab/chroma.py, moto
   age openssh-client openssh-server openssl curl # what is sealed, servers of stores and what asks them
+  lintian apt-utils gnupg gpgv # the package, and the repository that it is installed from
 )
 
 lab_need_root

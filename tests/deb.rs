@@ -5,196 +5,14 @@
 
 mod support;
 
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+#[path = "support/machine.rs"]
+mod machine;
+
 use std::time::{Duration, Instant};
 
+use machine::{CONFIG, GATE, Machine, RECOVER, UNIT, ended, engine};
 use serde_json::Value;
-use support::{Done, run};
-
-const UNIT: &str = "tars-backup.service";
-const RECOVER: &str = "tars-backup-recover.service";
-
-/// One directory, one store.
-const CONFIG: &str = r#"
-[sources.documents]
-type = "directory"
-path = "/srv/documents"
-[stores.local]
-type = "fs"
-path = "/srv/backups"
-[tiers.hot]
-stores = ["local"]
-path = "daily"
-"#;
-
-/// A source that is captured once /run/go is there, and says nothing before.
-const GATE: &str = r#"
-[sources.gate]
-type = "command"
-command = ["sh", "-c", "until [ -e /run/go ]; do sleep 0.1; done; echo open"]
-"#;
-
-/// `DOCKER_HOST` of the engine.
-fn engine() -> &'static str {
-    static HOST: OnceLock<String> = OnceLock::new();
-    HOST.get_or_init(|| {
-        let env = lab("engine.sh", &["env"]);
-        assert_eq!(
-            env.code, 0,
-            "no container engine answers: run `make test`, or tests/lab/engine.sh up\n{env:?}"
-        );
-        let host = support::sh(&format!("{}\nprintf %s \"$DOCKER_HOST\"", env.stdout));
-        assert!(!host.is_empty(), "{env:?}");
-        host
-    })
-}
-
-fn lab(script: &str, args: &[&str]) -> Done {
-    run(&format!("{}/tests/lab/{script}", env!("CARGO_MANIFEST_DIR")), args)
-}
-
-fn package() -> &'static str {
-    static PATH: OnceLock<String> = OnceLock::new();
-    PATH.get_or_init(|| match std::env::var("TARS_BACKUP_DEB") {
-        Ok(path) => path,
-        Err(_) => {
-            let built = run(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deb.sh"), &[]).expect(0);
-            built.stdout.lines().last().unwrap().to_owned()
-        }
-    })
-}
-
-/// A container with systemd as PID 1; it goes when the test ends.
-struct Machine {
-    name: String,
-}
-
-impl Machine {
-    fn up(release: &str, flags: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::SeqCst);
-        let machine = Self { name: format!("tars-deb-{}-{count}", std::process::id()) };
-        engine();
-        let up = lab("systemd.sh", &[&["up", &machine.name, release], flags].concat());
-        assert_eq!(up.code, 0, "no machine with Debian {release}: tests/lab/images.sh all\n{}", up.stderr);
-        let target = format!("{}:/root/tars-backup.deb", machine.name);
-        run("docker", &["-H", engine(), "cp", package(), &target]).expect(0);
-        machine
-    }
-
-    /// With the package installed, and something to back up.
-    fn installed(release: &str) -> Self {
-        Self::installed_with(release, &[])
-    }
-
-    /// With further flags of `docker run`.
-    fn installed_with(release: &str, flags: &[&str]) -> Self {
-        let machine = Self::up(release, flags);
-        machine.sh("dpkg -i /root/tars-backup.deb").expect(0);
-        machine.sh("mkdir -p /srv/documents/deep && echo one >/srv/documents/one && echo two >/srv/documents/deep/two");
-        machine
-    }
-
-    /// With this configuration too, and its store initialised.
-    fn ready(release: &str, config: &str) -> Self {
-        let machine = Self::installed(release);
-        machine.configure(config);
-        machine.sh("tars-backup store init local").expect(0);
-        machine
-    }
-
-    fn configure(&self, config: &str) {
-        self.sh(&format!("cat >/etc/tars-backup/config.toml <<'END'\n{config}\nEND")).expect(0);
-    }
-
-    fn exec(&self) -> [&str; 8] {
-        ["-H", engine(), "exec", &self.name, "bash", "-euo", "pipefail", "-c"]
-    }
-
-    fn sh(&self, line: &str) -> Done {
-        run("docker", &[&self.exec()[..], &[line]].concat())
-    }
-
-    /// Standard output of a line that must succeed, without the last line break.
-    #[track_caller]
-    fn out(&self, line: &str) -> String {
-        self.sh(line).expect(0).stdout.trim_end().to_owned()
-    }
-
-    fn spawn(&self, line: &str) -> Child {
-        let args = [&self.exec()[..], &[line]].concat();
-        Command::new("docker").args(args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
-    }
-
-    /// Starts the unit and waits for its end, as an operator does.
-    fn start(&self) -> Done {
-        self.sh(&format!("systemctl start {UNIT}"))
-    }
-
-    /// A property of the unit.
-    #[track_caller]
-    fn show(&self, property: &str) -> String {
-        self.out(&format!("systemctl show -p {property} --value {UNIT}"))
-    }
-
-    /// Asks again and again until the line succeeds.
-    #[track_caller]
-    fn wait(&self, line: &str) {
-        let started = Instant::now();
-        while self.sh(line).code != 0 {
-            assert!(started.elapsed() < Duration::from_secs(60), "in vain: {line}\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Starts the unit and returns when it waits at its gate and has told so.
-    #[track_caller]
-    fn start_to_gate(&self) -> Child {
-        self.sh("rm -f /run/go").expect(0);
-        let started = self.spawn(&format!("systemctl start {UNIT}"));
-        self.wait("pgrep -f '[u]ntil . -e /run/go'");
-        self.wait(&format!(
-            "systemctl show -p StatusText --value {UNIT} | grep -Eq 'Captur(ed|ing) (documents|gate)'"
-        ));
-        started
-    }
-
-    /// What the journal has of the unit, as text.
-    fn log(&self) -> String {
-        self.out(&format!("journalctl --sync; journalctl -u {UNIT} -o cat --no-pager"))
-    }
-
-    /// The same, as entries with all their fields; further matches narrow it.
-    #[track_caller]
-    fn entries(&self, matches: &str) -> Vec<Value> {
-        let text = self.out(&format!("journalctl --sync; journalctl {matches} -o json --all --no-pager"));
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn committed(&self) -> usize {
-        self.out("find /srv/backups -name '*.manifest.json' | wc -l").parse().unwrap()
-    }
-
-    #[track_caller]
-    fn assert_nothing_runs_and_nothing_is_left(&self) {
-        assert_eq!(self.show("MainPID"), "0");
-        self.sh("! pgrep -f '[u]ntil . -e /run/go'").expect(0);
-        assert_eq!(self.out("find /var/lib/tars-backup/staging -mindepth 1"), "");
-        assert_eq!(self.out("find /srv/backups -name '.tars-backup-tmp-*'"), "");
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        lab("systemd.sh", &["down", &self.name]);
-    }
-}
-
-fn ended(mut child: Child) -> i32 {
-    child.wait().unwrap().code().unwrap()
-}
+use support::run;
 
 #[test]
 fn from_installation_to_purge_on_debian_12() {
@@ -209,7 +27,7 @@ fn from_installation_to_purge_on_debian_13() {
 fn from_installation_to_purge(release: &str) {
     let m = Machine::installed(release);
 
-    // Nothing runs, nothing will by itself.
+    // Nothing runs, and this unit will not by itself.
     assert_eq!(m.sh(&format!("systemctl is-enabled {UNIT}")).stdout.trim(), "static");
     assert_eq!(m.sh(&format!("systemctl is-active {UNIT}")).stdout.trim(), "inactive");
     assert_eq!(m.out("tars-backup --version"), concat!("tars-backup ", env!("CARGO_PKG_VERSION")));
@@ -227,7 +45,8 @@ fn from_installation_to_purge(release: &str) {
         "fish/vendor_completions.d/tars-backup.fish",
         "doc/tars-backup/copyright",
         "doc/tars-backup/README.md",
-        "doc/tars-backup/CHANGELOG.md",
+        "doc/tars-backup/changelog",
+        "doc/tars-backup/changelog.Debian",
         "doc/tars-backup/examples/config.toml",
     ] {
         m.sh(&format!("zcat -f /usr/share/{file}* | grep -q .")).expect(0);
@@ -481,6 +300,10 @@ fn a_killed_unit_leaves_every_container_running_and_so_does_a_power_cut() {
     let data = docker(&["info", "-f", "{{.DockerRootDir}}"]);
     let mounts = [format!("{socket_dir}:{socket_dir}"), format!("{data}:{data}:ro,rslave")];
     let m = Machine::installed_with("12", &["-v", &mounts[0], "-v", &mounts[1]]);
+    // The engine of the laboratory may lie below /tmp, of which a unit has its own.
+    for unit in [UNIT, RECOVER] {
+        m.drop_in(unit, "[Service]\nPrivateTmp=no");
+    }
     m.configure(&format!("[docker]\nsocket = {:?}\n{CONFIG}{}", engine(), held.sources()));
     m.sh("tars-backup store init local").expect(0);
     let journal = "/var/lib/tars-backup/run.journal";

@@ -35,7 +35,8 @@ work=$cache
 case $work in *[[:space:]]*) work=/var/tmp/tars-lab-$(printf %s "$LAB_DIR" | sha256sum | cut -c1-8) ;; esac
 
 base_packages=ca-certificates,adduser,procps
-systemd_packages=(systemd systemd-sysv dbus)
+# ssh is what stores of type sftp run.
+systemd_packages=(systemd systemd-sysv dbus openssh-client)
 services_packages=(postgresql-15 redis-server)
 # dumb-init is what the usual image has as PID 1; curl is what health checks call.
 chroma_packages=(python3 python3-venv dumb-init curl)

@@ -2,6 +2,7 @@
 # A container with systemd as PID 1, to install the package in and run its units.
 #   systemd.sh up NAME [12|13 [DOCKER RUN FLAG...]]
 #   systemd.sh down NAME
+#   LAB_NETWORK=host   the network of this machine instead of none
 # `up` waits until the system is `running` and prints nothing. Ten seconds at most.
 #
 # The flags, and why:
@@ -36,7 +37,7 @@ up() {
   flags+=(--security-opt seccomp=unconfined --security-opt apparmor=unconfined
     --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup:rw
     --tmpfs /run --tmpfs /run/lock
-    --network none --stop-signal SIGRTMIN+3 -t)
+    --network "${LAB_NETWORK:-none}" --stop-signal SIGRTMIN+3 -t)
   if exists; then
     ours || lab_die "there is a container $name that is not of this laboratory; it is left alone"
     docker start "$name" >/dev/null
