@@ -151,7 +151,7 @@ fn every_service_ends_in_time_is_private_and_is_reported() {
         assert_eq!(one("ExecStopPost"), if holds { "/usr/bin/tars-backup recover" } else { "" }, "{name}");
     }
     let timers = units(".timer");
-    assert_eq!(timers.keys().collect::<BTreeSet<_>>(), TIMERS.map(str::to_owned).iter().collect());
+    assert_eq!(timers.keys().map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(TIMERS));
     for (name, text) in timers {
         for (key, value) in [("Persistent", "true"), ("RandomizedDelaySec", "30s"), ("AccuracySec", "1s")] {
             assert_eq!(values(&text, key), [value], "{key} of {name}");
