@@ -15,9 +15,13 @@ const FILE: &str = "50-config.conf";
 const RUNS: [&str; 4] =
     ["tars-backup.service", "tars-backup@.service", "tars-backup-sync.service", "tars-backup-verify.service"];
 /// Units that put data back.
-const RESTORES: [&str; 2] = ["tars-backup-recover.service", "tars-backup-restore@.service"];
+const RESTORES: [&str; 2] = [RECOVERY, "tars-backup-restore@.service"];
 /// Those of all these that open sealed backups.
 const OPENS: [&str; 2] = ["tars-backup-verify.service", "tars-backup-restore@.service"];
+/// The one of them that has no network by itself.
+const RECOVERY: &str = "tars-backup-recover.service";
+/// What `ProtectHome=` is about.
+const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 /// Tiers whose timers are in the package.
 const SHIPPED: [&str; 4] = ["hot", "warm", "cold", "archive"];
 
@@ -45,6 +49,8 @@ pub struct Needs {
     /// Mount points that are waited for.
     pub mounts: Vec<PathBuf>,
     pub credentials: Vec<Credential>,
+    /// The engine is reached over the network.
+    pub remote_engine: bool,
     /// The private key that opens backups.
     pub identity: Option<Credential>,
     /// Tiers and when their timers fire.
@@ -106,6 +112,13 @@ fn service(needs: &Needs, unit: &str, restores: bool) -> UnitFile {
     }
     for path in written.iter().filter(|p| is_hidden(p)) {
         let _ = writeln!(text, "BindPaths={}", bound(path));
+    }
+    // Of two settings for the very same directory the narrower one wins; below it the deeper one does.
+    if written.iter().any(|p| HOMES.iter().any(|home| p == Path::new(home))) {
+        text.push_str("ProtectHome=no\n");
+    }
+    if needs.remote_engine && unit == RECOVERY {
+        text.push_str("RestrictAddressFamilies=AF_INET AF_INET6\n");
     }
     let reads = outermost(needs.reads.iter().filter(|p| is_hidden(p)).cloned().collect());
     for path in reads.iter().filter(|p| !written.iter().any(|w| p.starts_with(w))) {
@@ -242,9 +255,21 @@ mod tests {
         let restore = text(&files, "tars-backup-restore@.service.d/50-config.conf");
         // /srv is one mount point: what lies in it can be exchanged.
         assert!(restore.contains("\"-/srv\"") && !restore.contains("\"-/srv/www\""), "{restore}");
+        assert!(!restore.contains("ProtectHome") && !restore.contains("AF_INET"), "{restore}");
         assert!(restore.contains("LoadCredentialEncrypted=age"));
         assert!(!text(&files, "tars-backup-recover.service.d/50-config.conf").contains("age"));
         assert!(text(&files, "tars-backup-verify.service.d/50-config.conf").contains("=age"));
+    }
+
+    #[test]
+    fn what_lies_right_below_a_home_and_an_engine_elsewhere_need_more() {
+        let needs = Needs { replaces: vec!["/root".into()], remote_engine: true, ..sample() };
+        let files = unit_files(&needs);
+        let has = |unit: &str, line: &str| text(&files, &format!("{unit}.d/50-config.conf")).contains(line);
+        assert!(has("tars-backup-restore@.service", "ProtectHome=no"));
+        assert!(!has("tars-backup.service", "ProtectHome=no"));
+        assert!(has("tars-backup-recover.service", "RestrictAddressFamilies=AF_INET AF_INET6"));
+        assert!(!has("tars-backup-restore@.service", "RestrictAddressFamilies"));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/proxy.rs"]
+mod proxy;
 #[path = "support/servers.rs"]
 mod servers;
 mod support;
@@ -442,9 +444,4 @@ impl Drop for Held {
         run("docker", &["-H", engine(), "rm", "-f", "-v", &self.0]);
         run("docker", &["-H", engine(), "volume", "rm", &self.0]);
     }
-}
-
-#[test]
-fn the_laboratory_has_what_these_tests_need() {
-    assert_eq!(lab("engine.sh", &["env"]).code, 0, "no container engine answers: run `make test`");
 }

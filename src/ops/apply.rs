@@ -229,6 +229,7 @@ fn engine_needs(
     let used = setup.sources.iter().any(|s| s.source.needs_docker());
     if let Some(socket) = setup.docker.socket.as_deref() {
         let path = Path::new(socket.strip_prefix("unix://").unwrap_or(socket));
+        needs.remote_engine = !path.is_absolute();
         needs.reads.extend(path.parent().filter(|_| path.is_absolute()).map(Path::to_owned));
     }
     if !used {
