@@ -148,6 +148,84 @@ fn longest_mount(mountinfo: &[u8], real: &Path) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("/"))
 }
 
+/// What the kernel says is mounted. Nothing in it is looked at, so no disk has to answer.
+#[derive(Debug, Default)]
+pub struct Table(Vec<Mounted>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    pub point: PathBuf,
+    /// Kind of file system: `ext4`, `nfs4`, `fuse.sshfs`.
+    pub kind: String,
+    pub writable: bool,
+}
+
+/// Kinds of file systems that lie on another machine, and may not answer.
+const NETWORK: [&str; 20] = [
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "ncpfs",
+    "afs",
+    "ceph",
+    "glusterfs",
+    "lustre",
+    "davfs",
+    "fuse.sshfs",
+    "fuse.rclone",
+    "fuse.glusterfs",
+    "fuse.ceph",
+    "fuse.davfs2",
+    "fuse.s3fs",
+    "fuse.smbnetfs",
+    "fuse.curlftpfs",
+    "fuse.juicefs",
+];
+
+impl Mounted {
+    pub fn is_network(&self) -> bool {
+        NETWORK.contains(&self.kind.as_str())
+    }
+}
+
+impl Table {
+    pub fn read() -> io::Result<Self> {
+        Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
+    }
+
+    pub(crate) fn parse(mountinfo: &[u8]) -> Self {
+        let one = |line: &[u8]| {
+            let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+            // Before the dash stand any number of further fields.
+            let dash = fields.iter().skip(6).position(|f| *f == b"-")? + 6;
+            let read_only = |options: &&[u8]| options.split(|b| *b == b',').any(|o| o == b"ro");
+            Some(Mounted {
+                point: PathBuf::from(OsString::from_vec(unescape(fields[4]))),
+                kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
+                writable: ![fields[5], fields.get(dash + 3)?].iter().any(read_only),
+            })
+        };
+        Self(mountinfo.split(|b| *b == b'\n').filter_map(one).collect())
+    }
+
+    /// The mount that `path` lies on by its name: links are not followed. Of several at one place the last one hides the
+    /// others.
+    pub fn of(&self, path: &Path) -> Option<&Mounted> {
+        let above = self.0.iter().filter(|m| path.starts_with(&m.point));
+        above.max_by_key(|m| m.point.components().count())
+    }
+
+    /// Disks on the network that can be written to, each once.
+    pub fn network(&self) -> Vec<&Mounted> {
+        let seen = |m: &&Mounted| m.is_network() && m.writable && self.of(&m.point) == Some(*m);
+        let mut found: Vec<&Mounted> = self.0.iter().filter(seen).collect();
+        found.dedup();
+        found
+    }
+}
+
 /// The kernel writes blanks and backslashes in paths as `\040` and the like.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
@@ -177,5 +255,28 @@ mod tests {
         assert_eq!(longest_mount(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
         assert_eq!(longest_mount(table, Path::new("/mnt/other")), Path::new("/mnt"));
         assert_eq!(longest_mount(table, Path::new("/mntx")), Path::new("/"));
+    }
+
+    #[test]
+    fn the_table_tells_disks_on_the_network_and_asks_none_of_them() {
+        let table = Table::parse(
+            b"21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+              22 21 0:40 / /mnt/nas rw,relatime shared:2 - autofs systemd-1 rw,fd=1\n\
+              23 22 0:41 / /mnt/nas rw,relatime shared:3 master:4 - nfs4 nas:/export rw,vers=4.2\n\
+              24 21 0:42 / /mnt/read\\040only ro,relatime - cifs //nas/x rw\n\
+              25 21 0:43 / /mnt/also ro - nfs nas:/y ro\n\
+              26 21 0:44 / /mnt/gone rw - nfs nas:/z rw\n\
+              27 26 0:45 / /mnt/gone rw - tmpfs t rw\n\
+              28 21 0:46 / /home/me/there rw,nosuid - fuse.sshfs me@there: rw\nnonsense\n1 2 3\n",
+        );
+        let shown: Vec<(String, &str)> =
+            table.network().iter().map(|m| (m.point.display().to_string(), m.kind.as_str())).collect();
+        assert_eq!(shown, [("/mnt/nas".into(), "nfs4"), ("/home/me/there".to_owned(), "fuse.sshfs")]);
+        let of = |path: &str| table.of(Path::new(path)).map(|m| m.kind.as_str());
+        assert_eq!(of("/mnt/nas/deep"), Some("nfs4"));
+        assert_eq!(of("/mnt/nasty"), Some("ext4"));
+        assert_eq!(of("/mnt/gone/x"), Some("tmpfs"));
+        assert_eq!(of("/mnt/read only/x"), Some("cifs"));
+        assert!(Table::read().unwrap().of(Path::new("/proc/self")).is_some_and(|m| m.kind == "proc"));
     }
 }
