@@ -50,6 +50,8 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Find the Compose stack of this machine and write a first configuration for it
+    Init(InitArgs),
     /// Make a backup now
     Backup(BackupArgs),
     /// Show the stored backups
@@ -90,6 +92,16 @@ pub enum Command {
     ProbePath { path: PathBuf },
     #[command(name = crate::guardian::COMMAND, hide = true)]
     Guardian(GuardianArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Compose project, where there are several
+    #[arg(long, value_name = "NAME")]
+    pub project: Option<String>,
+    /// Directory of the store [default: on the NAS that is mounted, else /var/backups/tars-backup]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
