@@ -5,6 +5,7 @@ mod args;
 mod backup;
 mod config;
 mod failure;
+mod init;
 mod inspect;
 mod key;
 mod manual;
@@ -38,6 +39,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
     }
     let sink = crate::journal::install(cli.global.level());
     let outcome = match &cli.command {
+        Command::Init(a) => init::run(&cli.global, a, sink),
         Command::Backup(a) => backup::run(&cli.global, a, sink),
         Command::List(a) => inspect::list(&cli.global, a, sink),
         Command::Show(a) => inspect::show(&cli.global, a, sink),

@@ -10,6 +10,6 @@ mod place;
 
 pub use acts::Fate;
 pub use client::{Docker, DockerError};
-pub use containers::{Container, Selector};
+pub use containers::{Container, Mount, MountKind, Selector};
 pub use exec::{Exec, Limits, Output};
-pub use place::{Devices, Place, Seat};
+pub use place::{Devices, Place, Seat, VolumeFacts};

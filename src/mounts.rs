@@ -131,19 +131,10 @@ pub fn probe(path: &Path) -> u8 {
     }
 }
 
-/// The mount that `path` lies on.
+/// The mount that `path` lies on, or the root.
 pub fn mount_point(path: &Path) -> io::Result<PathBuf> {
     let real = std::fs::canonicalize(path)?;
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(longest_mount(&table, &real))
-}
-
-/// One line of `/proc/self/mountinfo`.
-struct Mount {
-    device: Vec<u8>,
-    /// Directory of the mounted file system that is seen there.
-    root: PathBuf,
-    at: PathBuf,
+    Ok(Table::read()?.disk_of(&real))
 }
 
 /// Where the disk of `path` is mounted, or will be: by what is mounted now and by /etc/fstab. None: on the root disk.
@@ -168,31 +159,107 @@ fn fstab(table: &[u8]) -> impl Iterator<Item = PathBuf> {
     lines.filter_map(second).map(|at| PathBuf::from(OsString::from_vec(at)))
 }
 
-fn longest_mount(mountinfo: &[u8], real: &Path) -> PathBuf {
-    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
-    let line = |line: &[u8]| {
-        let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
-        let [_, _, device, root, at, ..] = fields.as_slice() else { return None };
-        Some(Mount { device: device.to_vec(), root: path(root), at: path(at) })
-    };
-    let mut above: Vec<Mount> = mountinfo.split(|b| *b == b'\n').filter_map(line).collect();
-    above.retain(|m| real.starts_with(&m.at));
-    // The outermost first; of several at one place, the last one covers the others.
-    above.sort_by_key(|m| m.at.as_os_str().as_bytes().len());
-    while let Some(mount) = above.pop() {
-        let under = above.iter().rev().find(|m| m.at != mount.at);
-        if !under.is_some_and(|under| mount.shows_the_same_as(under)) {
-            return mount.at;
-        }
-    }
-    PathBuf::from("/")
+/// What the kernel says is mounted. Nothing in it is looked at, so no disk has to answer.
+#[derive(Debug, Default)]
+pub struct Table(Vec<Mounted>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    pub point: PathBuf,
+    /// Kind of file system: `ext4`, `nfs4`, `fuse.sshfs`.
+    pub kind: String,
+    pub writable: bool,
+    device: Vec<u8>,
+    /// Directory of the file system that is seen there.
+    root: PathBuf,
 }
 
-impl Mount {
+/// Kinds of file systems that lie on another machine, and may not answer.
+const NETWORK: [&str; 20] = [
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "ncpfs",
+    "afs",
+    "ceph",
+    "glusterfs",
+    "lustre",
+    "davfs",
+    "fuse.sshfs",
+    "fuse.rclone",
+    "fuse.glusterfs",
+    "fuse.ceph",
+    "fuse.davfs2",
+    "fuse.s3fs",
+    "fuse.smbnetfs",
+    "fuse.curlftpfs",
+    "fuse.juicefs",
+];
+
+impl Mounted {
+    pub fn is_network(&self) -> bool {
+        NETWORK.contains(&self.kind.as_str())
+    }
+
     /// A directory that is mounted on itself, as a sandbox does with each path that may be written: no other disk.
-    fn shows_the_same_as(&self, under: &Self) -> bool {
-        let Ok(below) = self.at.strip_prefix(&under.at) else { return false };
-        self.device == under.device && self.root == under.root.join(below)
+    fn shows_the_same_as(&self, around: &Self) -> bool {
+        let Ok(below) = self.point.strip_prefix(&around.point) else { return false };
+        self.device == around.device && self.root == around.root.join(below)
+    }
+}
+
+impl Table {
+    pub fn read() -> io::Result<Self> {
+        Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
+    }
+
+    pub(crate) fn parse(mountinfo: &[u8]) -> Self {
+        let one = |line: &[u8]| {
+            let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+            // Before the dash stand any number of further fields.
+            let dash = fields.iter().skip(6).position(|f| *f == b"-")? + 6;
+            let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
+            let read_only = |options: &&[u8]| options.split(|b| *b == b',').any(|o| o == b"ro");
+            Some(Mounted {
+                device: fields[2].to_vec(),
+                root: path(fields[3]),
+                point: path(fields[4]),
+                kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
+                writable: ![fields[5], fields.get(dash + 3)?].iter().any(read_only),
+            })
+        };
+        Self(mountinfo.split(|b| *b == b'\n').filter_map(one).collect())
+    }
+
+    /// The mount of the disk that `real`, a path without links, lies on.
+    fn disk_of(&self, real: &Path) -> PathBuf {
+        let mut around: Vec<&Mounted> = self.0.iter().filter(|m| real.starts_with(&m.point)).collect();
+        // The outermost first; of several at one place, the last one covers the others.
+        around.sort_by_key(|m| m.point.components().count());
+        while let Some(inner) = around.pop() {
+            around.retain(|m| m.point != inner.point);
+            if !around.last().is_some_and(|outer| inner.shows_the_same_as(outer)) {
+                return inner.point.clone();
+            }
+        }
+        PathBuf::from("/")
+    }
+
+    /// The mount that `path` lies on by its name: links are not followed. Of several at one place the last one hides the
+    /// others.
+    pub fn of(&self, path: &Path) -> Option<&Mounted> {
+        let above = self.0.iter().filter(|m| path.starts_with(&m.point));
+        above.max_by_key(|m| m.point.components().count())
+    }
+
+    /// Disks on the network that can be written to, each once.
+    pub fn network(&self) -> Vec<&Mounted> {
+        let seen = |m: &&Mounted| m.is_network() && m.writable && self.of(&m.point) == Some(*m);
+        let mut found: Vec<&Mounted> = self.0.iter().filter(seen).collect();
+        found.dedup();
+        found
     }
 }
 
@@ -219,12 +286,16 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn disk(table: &[u8], real: &Path) -> PathBuf {
+        Table::parse(table).disk_of(real)
+    }
+
     #[test]
     fn the_innermost_mount_wins_and_blanks_are_understood() {
         let table = b"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:5 / /mnt/my\\040nas rw - nfs x rw\n3 1 0:6 / /mnt rw - tmpfs t rw\n";
-        assert_eq!(longest_mount(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
-        assert_eq!(longest_mount(table, Path::new("/mnt/other")), Path::new("/mnt"));
-        assert_eq!(longest_mount(table, Path::new("/mntx")), Path::new("/"));
+        assert_eq!(disk(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
+        assert_eq!(disk(table, Path::new("/mnt/other")), Path::new("/mnt"));
+        assert_eq!(disk(table, Path::new("/mntx")), Path::new("/"));
     }
 
     #[test]
@@ -239,12 +310,35 @@ mod tests {
     #[test]
     fn a_directory_that_is_mounted_on_itself_is_no_disk() {
         let table = b"1 0 8:1 / / ro - ext4 /dev/a rw\n2 1 8:1 /mnt/nas/backups /mnt/nas/backups rw - ext4 /dev/a rw\n";
-        assert_eq!(longest_mount(table, Path::new("/mnt/nas/backups/daily")), Path::new("/"));
+        assert_eq!(disk(table, Path::new("/mnt/nas/backups/daily")), Path::new("/"));
         // With the disk there: it, not what is mounted on itself in it.
         let table = b"1 0 8:1 / / ro - ext4 /dev/a rw\n3 1 0:6 /x /mnt/nas rw - nfs s rw\n2 3 0:6 /x/backups /mnt/nas/backups rw - nfs s rw\n";
-        assert_eq!(longest_mount(table, Path::new("/mnt/nas/backups")), Path::new("/mnt/nas"));
+        assert_eq!(disk(table, Path::new("/mnt/nas/backups")), Path::new("/mnt/nas"));
         // Another directory of the same disk, mounted there on purpose.
         let table = b"1 0 8:1 / / ro - ext4 /dev/a rw\n2 1 8:1 /data/nas /mnt/nas rw - ext4 /dev/a rw\n";
-        assert_eq!(longest_mount(table, Path::new("/mnt/nas")), Path::new("/mnt/nas"));
+        assert_eq!(disk(table, Path::new("/mnt/nas")), Path::new("/mnt/nas"));
+    }
+
+    #[test]
+    fn the_table_tells_disks_on_the_network_and_asks_none_of_them() {
+        let table = Table::parse(
+            b"21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+              22 21 0:40 / /mnt/nas rw,relatime shared:2 - autofs systemd-1 rw,fd=1\n\
+              23 22 0:41 / /mnt/nas rw,relatime shared:3 master:4 - nfs4 nas:/export rw,vers=4.2\n\
+              24 21 0:42 / /mnt/read\\040only ro,relatime - cifs //nas/x rw\n\
+              25 21 0:43 / /mnt/also ro - nfs nas:/y ro\n\
+              26 21 0:44 / /mnt/gone rw - nfs nas:/z rw\n\
+              27 26 0:45 / /mnt/gone rw - tmpfs t rw\n\
+              28 21 0:46 / /home/me/there rw,nosuid - fuse.sshfs me@there: rw\nnonsense\n1 2 3\n",
+        );
+        let shown: Vec<(String, &str)> =
+            table.network().iter().map(|m| (m.point.display().to_string(), m.kind.as_str())).collect();
+        assert_eq!(shown, [("/mnt/nas".into(), "nfs4"), ("/home/me/there".to_owned(), "fuse.sshfs")]);
+        let of = |path: &str| table.of(Path::new(path)).map(|m| m.kind.as_str());
+        assert_eq!(of("/mnt/nas/deep"), Some("nfs4"));
+        assert_eq!(of("/mnt/nasty"), Some("ext4"));
+        assert_eq!(of("/mnt/gone/x"), Some("tmpfs"));
+        assert_eq!(of("/mnt/read only/x"), Some("cifs"));
+        assert!(Table::read().unwrap().of(Path::new("/proc/self")).is_some_and(|m| m.kind == "proc"));
     }
 }

@@ -5,6 +5,7 @@ pub mod backup;
 mod carry;
 pub mod extract;
 pub mod find;
+pub mod init;
 pub mod inside;
 pub mod list;
 pub mod mark;

@@ -50,6 +50,8 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Find the Compose stack of this machine and write a first configuration for it
+    Init(InitArgs),
     /// Make a backup now
     Backup(BackupArgs),
     /// Show the stored backups
@@ -95,6 +97,16 @@ pub enum Command {
     /// Runs the command that the configuration names for failures; tars-backup-failed@.service calls it
     #[command(hide = true)]
     OnFailure { unit: String },
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Compose project, where there are several
+    #[arg(long, value_name = "NAME")]
+    pub project: Option<String>,
+    /// Directory of the store [default: on the NAS that is mounted, else /var/backups/tars-backup]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

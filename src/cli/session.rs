@@ -21,7 +21,7 @@ use crate::setup::{self, Machine, Setup};
 use crate::store::{Access, Owner};
 use crate::vault::Vault;
 
-const DEFAULT_CONFIG: &str = "/etc/tars-backup/config.toml";
+pub(super) const DEFAULT_CONFIG: &str = "/etc/tars-backup/config.toml";
 
 /// A command that did not come to its end.
 pub struct Failed {
@@ -251,7 +251,7 @@ fn read_files(path: &Path) -> Result<Vec<(PathBuf, String)>, Failed> {
 fn unreadable(path: &Path, e: &std::io::Error) -> Failed {
     let hint = match e.kind() {
         std::io::ErrorKind::NotFound => {
-            "write one (see /usr/share/doc/tars-backup/examples), or name another with --config FILE"
+            "write one: tars-backup init (or see /usr/share/doc/tars-backup/examples); or name another with --config FILE"
         }
         std::io::ErrorKind::PermissionDenied => "run as root, or name another with --config FILE",
         _ => "it must be UTF-8 text in TOML",

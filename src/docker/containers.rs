@@ -17,6 +17,7 @@ const SERVICE: &str = "com.docker.compose.service";
 const NUMBER: &str = "com.docker.compose.container-number";
 const WORKING_DIR: &str = "com.docker.compose.project.working_dir";
 const CONFIG_FILES: &str = "com.docker.compose.project.config_files";
+const ENVIRONMENT_FILE: &str = "com.docker.compose.project.environment_file";
 const DEPENDS_ON: &str = "com.docker.compose.depends_on";
 
 /// How a source names its container: by name, else by the Compose service.
@@ -36,7 +37,7 @@ impl std::fmt::Display for Selector {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MountKind {
+pub enum MountKind {
     Volume,
     Bind,
     /// In memory, or of a kind that we do not know: nothing there can be read from outside.
@@ -44,7 +45,7 @@ pub(super) enum MountKind {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Mount {
+pub struct Mount {
     pub kind: MountKind,
     pub destination: String,
     /// Directory on the engine's host.
@@ -114,7 +115,7 @@ impl Container {
             ("service", SERVICE),
             ("working_dir", WORKING_DIR),
             ("config_files", CONFIG_FILES),
-            ("environment_file", "com.docker.compose.project.environment_file"),
+            ("environment_file", ENVIRONMENT_FILE),
         ];
         labels.into_iter().filter_map(|(key, label)| Some((key, self.label(label)?))).collect()
     }
@@ -132,10 +133,39 @@ impl Container {
 
     /// The Compose files that it was made from, as far as Compose noted them.
     pub fn compose_files(&self) -> Vec<PathBuf> {
+        self.labelled_paths(CONFIG_FILES)
+    }
+
+    /// The files of variables that Compose was told to read instead of `.env`.
+    pub fn environment_files(&self) -> Vec<PathBuf> {
+        self.labelled_paths(ENVIRONMENT_FILE)
+    }
+
+    /// Directory of its project.
+    pub fn project_dir(&self) -> Option<PathBuf> {
+        self.label(WORKING_DIR).map(PathBuf::from).filter(|dir| dir.is_absolute())
+    }
+
+    fn labelled_paths(&self, label: &str) -> Vec<PathBuf> {
         let dir = PathBuf::from(self.label(WORKING_DIR).unwrap_or_default());
-        let files = self.label(CONFIG_FILES).unwrap_or_default();
+        let files = self.label(label).unwrap_or_default();
         let paths = files.split(',').filter(|f| !f.is_empty()).map(|f| dir.join(f));
         paths.filter(|p| p.is_absolute()).collect()
+    }
+
+    /// Whether somebody chose its name. Otherwise it is of project, service and number, and another one when the project
+    /// is renamed.
+    pub fn has_own_name(&self) -> bool {
+        let (Some(project), Some(service)) = (self.project(), self.service()) else { return true };
+        let number = self.label(NUMBER).unwrap_or_else(|| "1".to_owned());
+        // Version 1 joins by another character, and puts something before the name while it makes a container anew.
+        let of_compose = ["-", "_"].map(|joint| [project, service, number.as_str()].join(joint));
+        !of_compose.iter().any(|name| self.name == *name || self.name.ends_with(&format!("_{name}")))
+    }
+
+    /// What is mounted in it.
+    pub fn mounts(&self) -> &[Mount] {
+        &self.mounts
     }
 
     /// Whether its process number means its process here too, and not that of somebody else.
@@ -232,6 +262,15 @@ impl Docker {
             active.extend(self.look(id)?.filter(|c| c.is_active() && !c.is_helper()));
         }
         Ok(active)
+    }
+
+    /// Containers that Compose made, running or not, without those of `compose run` and without ours.
+    pub fn composed(&self) -> Result<Vec<Container>, DockerError> {
+        let mut composed = Vec::new();
+        for id in self.labelled(&[PROJECT.to_owned()])?.iter().filter_map(|c| c.id.as_deref()) {
+            composed.extend(self.look(id)?.filter(|c| !c.is_helper()));
+        }
+        Ok(composed)
     }
 
     /// Every container, whatever its state.
@@ -391,4 +430,46 @@ fn published(ports: HashMap<String, Option<Vec<PortBinding>>>) -> Vec<(u16, Stri
     }
     found.sort();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(name: &str, labels: &[(&str, &str)]) -> Container {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Container { name: name.into(), labels, ..Container::default() }
+    }
+
+    #[test]
+    fn a_name_that_somebody_chose_is_told_from_one_that_compose_made() {
+        let own = |name: &str, number: &str| {
+            container(name, &[(PROJECT, "home"), (SERVICE, "db"), (NUMBER, number)]).has_own_name()
+        };
+        for (name, number) in [("home-db-1", "1"), ("home_db_1", "1"), ("home-db-2", "2")] {
+            assert!(!own(name, number), "{name}");
+        }
+        // As version 1 renames a container that it replaces.
+        assert!(!own("0123abcd_home_db_1", "1"));
+        for (name, number) in [("db", "1"), ("home-db", "1"), ("home-db-1", "2"), ("my-home-db-1", "1")] {
+            assert!(own(name, number), "{name}");
+        }
+        assert!(container("home-db-1", &[]).has_own_name());
+    }
+
+    #[test]
+    fn the_files_of_a_project_lie_below_its_directory_or_where_they_say() {
+        let labels = [
+            (WORKING_DIR, "/srv/home"),
+            (CONFIG_FILES, "/srv/home/compose.yml,over.yml,"),
+            (ENVIRONMENT_FILE, "conf/home.env"),
+        ];
+        let c = container("x", &labels);
+        let paths = |all: &[&str]| all.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(c.compose_files(), paths(&["/srv/home/compose.yml", "/srv/home/over.yml"]));
+        assert_eq!(c.environment_files(), paths(&["/srv/home/conf/home.env"]));
+        assert_eq!(c.project_dir(), Some("/srv/home".into()));
+        let c = container("x", &[(CONFIG_FILES, "compose.yml"), (WORKING_DIR, "C:\\home")]);
+        assert_eq!((c.compose_files(), c.project_dir()), (Vec::new(), None));
+    }
 }

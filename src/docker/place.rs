@@ -121,7 +121,27 @@ impl Place {
 #[derive(Debug, Default)]
 pub struct Devices(HashMap<String, PathBuf>);
 
+/// A volume, for whoever only wants to know of it.
+#[derive(Debug, Clone, Default)]
+pub struct VolumeFacts {
+    pub name: String,
+    /// Compose project that it was made for.
+    pub project: Option<String>,
+    /// Its name in the Compose file.
+    pub short: Option<String>,
+    /// Lost with the last container that uses it.
+    pub in_memory: bool,
+    /// Directory of the engine's host that its data lies in, where the engine need not mount anything for that. Nobody has
+    /// looked whether it is there.
+    pub dir: Option<PathBuf>,
+}
+
 impl Docker {
+    /// Every volume. Looks at no disk.
+    pub fn volume_facts(&self) -> Result<Vec<VolumeFacts>, DockerError> {
+        Ok(self.volumes()?.into_iter().map(facts).collect())
+    }
+
     /// Where `path` of the container lies.
     pub fn place(&self, container: &Container, path: &str) -> Result<Place, DockerError> {
         let path = Path::new(path);
@@ -205,8 +225,7 @@ impl Docker {
 
     /// Whether the volume lies in memory, and so goes with the last container that uses it.
     pub fn lies_in_memory(&self, volume: &str) -> Result<bool, DockerError> {
-        let options = self.volume(volume)?.options;
-        Ok(options.get("type").is_some_and(|t| matches!(t.as_str(), "tmpfs" | "ramfs")))
+        Ok(in_memory(&self.volume(volume)?))
     }
 
     /// Containers that have anything of `place` mounted, whatever their state.
@@ -252,6 +271,22 @@ impl Docker {
 /// `a/b`, without the slash at the end that joining an empty path would leave.
 fn join(a: &Path, b: &Path) -> PathBuf {
     if b.as_os_str().is_empty() { a.to_owned() } else { a.join(b) }
+}
+
+fn facts(volume: Volume) -> VolumeFacts {
+    let label = |key: &str| volume.labels.get(key).cloned();
+    let plain = volume.driver == "local" && volume.options.is_empty();
+    VolumeFacts {
+        project: label(PROJECT),
+        short: label(VOLUME),
+        in_memory: in_memory(&volume),
+        dir: bind_device(&volume).or_else(|| plain.then(|| PathBuf::from(&volume.mountpoint))),
+        name: volume.name,
+    }
+}
+
+fn in_memory(volume: &Volume) -> bool {
+    volume.options.get("type").is_some_and(|t| matches!(t.as_str(), "tmpfs" | "ramfs"))
 }
 
 /// The directory that a local volume with `type=none, o=bind` stands for.

@@ -1,6 +1,7 @@
-//! A Compose file: which services does each service need? What could go wrong: an application that goes on while its
-//! database is replaced, because its file says so in another way; so anchors, merges and both forms of a list are
-//! followed, and what Compose itself takes for a need counts as one. Names with variables in them are not replaced.
+//! A Compose file: which services does each service need, and which other files does it name? What could go wrong: an
+//! application that goes on while its database is replaced, because its file says so in another way; so anchors, merges
+//! and both forms of a list are followed, and what Compose itself takes for a need counts as one. Names with variables in
+//! them are not replaced.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,16 +32,55 @@ const MERGES: usize = 4;
 const STEPS: usize = 1_000_000;
 const NAME_STEPS: usize = 10;
 
+/// Other files that a Compose file names, as they are written there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Files of environment variables.
+    pub env: BTreeSet<String>,
+    /// Further Compose files.
+    pub compose: BTreeSet<String>,
+}
+
+/// The files that it names. One that has no services of its own may name others.
+pub fn files(text: &str) -> Result<Named, ComposeError> {
+    let root = read(text)?;
+    let budget = Budget(Cell::new(STEPS));
+    let mut named = Named::default();
+    if let Some(include) = root.get("include", &budget)? {
+        include.paths("path", &budget, &mut named.compose)?;
+        for part in include.parts() {
+            if let Some(env) = part.get("env_file", &budget)? {
+                env.paths("path", &budget, &mut named.env)?;
+            }
+        }
+    }
+    for (_, service) in services(&root, &budget)?.iter().filter(|(_, s)| s.is_map()) {
+        if let Some(env) = service.get("env_file", &budget)? {
+            env.paths("path", &budget, &mut named.env)?;
+        }
+        if let Some(extends) = service.get("extends", &budget)?
+            && let Some(file) = extends.get("file", &budget)?
+        {
+            file.paths("path", &budget, &mut named.compose)?;
+        }
+    }
+    Ok(named)
+}
+
+/// The first format, which only Compose 1 reads, has the services at the top.
+fn services<'a>(root: &'a Node, budget: &Budget) -> Result<&'a [(String, Rc<Node>)], ComposeError> {
+    Ok(match root.get("services", budget)? {
+        Some(services) => services.entries(),
+        None if root.get("version", budget)?.is_none() => root.entries(),
+        None => &[],
+    })
+}
+
 /// What the file says.
 pub fn needs(text: &str) -> Result<Needs, ComposeError> {
     let root = read(text)?;
     let budget = Budget(Cell::new(STEPS));
-    // The first format, which only Compose 1 reads, has the services at the top.
-    let services = match root.get("services", &budget)? {
-        Some(services) => services.entries(),
-        None if root.get("version", &budget)?.is_none() => root.entries(),
-        None => &[],
-    };
+    let services = services(&root, &budget)?;
     let of = |service: &Node| -> Result<BTreeSet<String>, ComposeError> {
         let mut found: BTreeSet<String> = BTreeSet::new();
         let names = |key: &str| -> Result<BTreeSet<String>, ComposeError> {
@@ -114,6 +154,24 @@ impl Node {
             }
         }
         Ok(None)
+    }
+
+    /// The elements of a list, else the one thing that it is.
+    fn parts(&self) -> Vec<&Self> {
+        if let Self::List(all) = self { all.iter().map(|n| &**n).collect() } else { vec![self] }
+    }
+
+    /// A path, a list of them, or maps that have one or several under `key`.
+    fn paths(&self, key: &str, budget: &Budget, into: &mut BTreeSet<String>) -> Result<(), ComposeError> {
+        for part in self.parts() {
+            budget.spend(NAME_STEPS)?;
+            let inside = if part.is_map() { part.get(key, budget)? } else { Some(part) };
+            for path in inside.map_or_else(Vec::new, Self::parts) {
+                budget.spend(NAME_STEPS)?;
+                into.extend(path.text().filter(|t| !t.is_empty()).map(str::to_owned));
+            }
+        }
+        Ok(())
     }
 
     /// Elements of a list, keys of a map, or the one text.
@@ -292,6 +350,51 @@ services:
         assert_eq!(said("web:\n  links:\n    - db\ndb:\n  image: x\n"), "db: ; web: db");
     }
 
+    fn named(text: &str) -> String {
+        match files(text) {
+            Ok(Named { env, compose }) => {
+                let join = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(" ");
+                format!("{} | {}", join(env), join(compose))
+            }
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn every_form_of_naming_a_file_is_read() {
+        let text = "
+x-base: &base
+  env_file: &env [common.env]
+include:
+  - other.yml
+  - path: [one.yml, ../two.yml]
+    env_file: [included.env]
+    project_directory: ..
+  - {path: three.yml, env_file: three.env}
+services:
+  a: {env_file: a.env}
+  b: {env_file: [b.env, ./sub/b2.env, '${ANY}/b3.env']}
+  c:
+    env_file:
+      - path: ./c.env
+        required: false
+      - {path: c2.env, format: raw}
+  d: {<<: *base}
+  e: {env_file: *env, extends: {file: base.yml, service: x}}
+  f: {extends: d}
+  g: {environment: {env_file: nobody.env}, env_file: ''}
+";
+        let env = "${ANY}/b3.env ./c.env ./sub/b2.env a.env b.env c2.env common.env included.env three.env";
+        assert_eq!(named(text), format!("{env} | ../two.yml base.yml one.yml other.yml three.yml"));
+        assert_eq!(named("web: {env_file: first.env}\n"), "first.env | ");
+        assert_eq!(named("include: only.yml\n"), " | only.yml");
+        assert_eq!(named("version: '3'\nvolumes: {a: {}}\n"), " | ");
+        assert_eq!(named("services:\n  a: [\n"), "line 3 is no YAML");
+        let deep = format!("services: {{a: {{env_file: {}x{}}}}}", "[".repeat(80), "]".repeat(80));
+        assert_eq!(named(&deep), "line 1 is nested too deeply");
+        assert_eq!(named("services: {a: {env_file: &a [x, *a, [y, z], {path: [v, w]}]}}"), "v w x y z | ");
+    }
+
     #[test]
     fn what_is_no_compose_file_is_said() {
         assert_eq!(said(""), "line 1 is no YAML");
@@ -354,6 +457,12 @@ services:
         for text in [merged, shared, levels] {
             assert_eq!(said(&text), "what its aliases stand for is too much");
         }
+        let env = format!(
+            "x: &x\n  env_file: [{}]\nservices:\n{}",
+            many("n#, ", 30_000),
+            many("  s#: *x\n", 60_000)
+        );
+        assert_eq!(named(&env), "what its aliases stand for is too much");
         // A large file of a person is read.
         let large = many("  s#:\n    image: x\n    restart: always\n    depends_on: [s0, s1]\n", 2_000);
         assert_eq!(needs(&format!("services:\n{large}")).map(|n| n.len()), Ok(2_000));

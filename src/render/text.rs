@@ -8,6 +8,7 @@ use crate::manifest::{ComponentState, Manifest};
 use crate::marks::Depth;
 use crate::ops::apply;
 use crate::ops::backup::{Outcome, Preview};
+use crate::ops::init::Found;
 use crate::ops::list::Row;
 use crate::ops::mark;
 use crate::ops::prune::{DeedKind, Plot};
@@ -46,6 +47,43 @@ pub fn print(text: &str) -> io::Result<()> {
 
 fn heading(words: &[&str]) -> Vec<String> {
     words.iter().map(|w| (*w).to_owned()).collect()
+}
+
+/// What a new configuration was made of, and what to do next.
+pub fn init(found: &Found) -> String {
+    let one_line = |text: &str| show_name(text.as_bytes());
+    let count = found.containers.len();
+    let mut out = format!(
+        "Compose project {}: {count} container{}\n\n",
+        one_line(&found.project),
+        if count == 1 { "" } else { "s" }
+    );
+    let mut cells = vec![heading(&["SOURCE", "TYPE", "FROM", ""])];
+    for source in &found.sources {
+        let word = match (source.out_of_use, source.is_on_by_default()) {
+            (true, _) => "written out of use",
+            (false, false) => "only when asked for",
+            (false, true) => "",
+        };
+        let cell = [source.name.as_str(), source.kind, &one_line(&source.from), word];
+        cells.push(cell.map(str::to_owned).to_vec());
+    }
+    out.push_str(&table(&cells));
+    if !found.left_out.is_empty() {
+        out.push_str("\nSeen, and not captured:\n");
+        for left in &found.left_out {
+            out.push_str(&format!("  {}: {}\n", one_line(&left.what), one_line(&left.why)));
+        }
+    }
+    out.push_str(&format!("\nStore {}: {}\n", found.store.name, one_line(&found.store.path)));
+    for line in found.store.about() {
+        out.push_str(&format!("  {}\n", one_line(&line)));
+    }
+    out.push_str(&format!("\nWrote {}. Next:\n", one_line(&found.config)));
+    for command in &found.next {
+        out.push_str(&format!("  {}\n", one_line(command)));
+    }
+    out
 }
 
 pub fn list(rows: &[Row]) -> String {
