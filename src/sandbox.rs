@@ -216,6 +216,7 @@ mod tests {
             replaces: vec!["/srv".into(), "/srv/www".into(), "/var/lib/docker".into()],
             reads: vec!["/srv/www".into(), "/tmp/engine".into()],
             mounts: vec!["/mnt/my nas".into()],
+            remote_engine: false,
             credentials: vec![
                 Credential { name: "pg".into(), encrypted: true },
                 Credential { name: "key".into(), encrypted: false },

@@ -51,7 +51,8 @@ fn units(ending: &str) -> BTreeMap<String, String> {
 fn startable(name: &str) -> String {
     let instance = match name {
         "tars-backup@.service" => "hot",
-        "tars-backup-restore@.service" => "tars-backup-20261121_101345:postgres",
+        // Not BACKUP:COMPONENT: systemd-analyze takes what follows a colon for another name of the unit.
+        "tars-backup-restore@.service" => "postgres",
         "tars-backup-failed@.service" => HOT,
         _ => "",
     };
