@@ -225,7 +225,7 @@ fn odd_names_are_written_so_that_they_are_found_again() {
 fn of_several_projects_one_must_be_named() {
     let lab = Lab::new();
     let home = Home::new();
-    let one = lab.container(&["create"], "one", &[SERVICES]);
+    lab.container(&["create"], "one", &[SERVICES]);
     let other = label("project", &format!("{}other", lab.prefix));
     lab.container(&["create"], "two", &[&other[0], &other[1], SERVICES]);
     let store = home.at("store");
@@ -242,7 +242,8 @@ fn of_several_projects_one_must_be_named() {
     let run = |args: &[&str]| support::run(support::PROGRAM, args);
     let project = format!("{}deploy", lab.prefix);
     let done = run(&["--config", &config, "init", "--project", &project, "--store", &store]).expect(0);
-    done.says(&one).says(&format!("tars-backup --config {config} config check"));
+    let done = done.says("the files of the stack: no Compose file of it was found here");
+    done.says(&project).says(&format!("tars-backup --config {config} config check"));
     assert_eq!((mode(&home.path("etc")), mode(&home.path("etc/deep"))), (0o700, 0o700));
     assert_eq!(mode(&home.path("etc/deep/config.toml")), 0o600);
     assert_eq!(sh(&format!("ls -A '{}'", home.at("etc/deep"))), "config.toml\n");

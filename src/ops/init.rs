@@ -157,7 +157,8 @@ pub fn find(docker: &Docker, request: &Request<'_>, machine: &Machine<'_>) -> Re
     let mut services: Vec<Service> = containers.iter().map(|c| look.service(c)).collect();
     services.sort_by(|a, b| (&a.name, &a.container).cmp(&(&b.name, &b.container)));
     let files = files(&containers, &disk);
-    let stack = Stack { loose: look.loose(&services), services, files: files.found };
+    let real_files = files.found.iter().map(|f| disk.real(Path::new(f))).collect();
+    let stack = Stack { loose: look.loose(&services), services, files: files.found, real_files };
     let Proposal { sources, mut left_out, dirs } = propose(&stack);
     left_out.extend(files.missing);
 
@@ -387,9 +388,10 @@ impl Look<'_> {
             MountKind::Bind => {
                 let path = mount.source.to_str()?;
                 let path = if path == "/" { path } else { path.trim_end_matches('/') };
+                let real = self.disk.real(Path::new(path));
                 let (looked, is_network) =
                     (self.disk.look(Path::new(path)), self.disk.is_network(Path::new(path)));
-                What::Bind(Bind { path: path.to_owned(), looked, is_network })
+                What::Bind(Bind { path: path.to_owned(), real, looked, is_network })
             }
             MountKind::Other => return None,
         };
@@ -516,6 +518,13 @@ fn files(containers: &[&Container], disk: &Disk<'_>) -> Files {
     }
     for (path, who) in env {
         files.take(&path, disk, &who);
+    }
+    if files.found.is_empty() {
+        files.missing.push(LeftOut {
+            what: "the files of the stack".to_owned(),
+            why: "no Compose file of it was found here; name them in files of [sources.configuration]"
+                .to_owned(),
+        });
     }
     files
 }

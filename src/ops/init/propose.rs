@@ -19,6 +19,8 @@ pub struct Stack {
     pub loose: Vec<Volume>,
     /// Compose files and files of variables, which become configuration.
     pub files: Vec<String>,
+    /// What those are called without links.
+    pub real_files: Vec<PathBuf>,
 }
 
 /// A container of the stack. Of its environment only places of data are kept.
@@ -64,6 +66,8 @@ pub struct Volume {
 #[derive(Debug, Clone)]
 pub struct Bind {
     pub path: String,
+    /// The same without links.
+    pub real: PathBuf,
     pub looked: Looked,
     /// It lies on a disk of another machine.
     pub is_network: bool,
@@ -108,9 +112,9 @@ pub struct Source {
     /// Its place in the file.
     #[serde(skip)]
     rank: Rank,
-    /// Directory of this host that it captures.
+    /// The directory of this host that it captures, by each of its names.
     #[serde(skip)]
-    dir: Option<PathBuf>,
+    dirs: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,7 +147,7 @@ impl Source {
     fn is_whole_copy(&self) -> bool {
         self.rank == Rank::Data
             && !self.out_of_use
-            && self.dir.is_some()
+            && !self.dirs.is_empty()
             && !self.has("volume")
             && !self.has("mode")
     }
@@ -209,10 +213,11 @@ impl What {
         }
     }
 
-    fn dir(&self) -> Option<PathBuf> {
+    /// The directory of this host that it is, by each of its names.
+    fn dirs(&self) -> Vec<PathBuf> {
         match self {
-            Self::Volume(v) => v.dir.clone(),
-            Self::Bind(b) => Some(PathBuf::from(&b.path)),
+            Self::Volume(v) => v.dir.iter().cloned().collect(),
+            Self::Bind(b) => vec![PathBuf::from(&b.path), b.real.clone()],
         }
     }
 }
@@ -361,7 +366,7 @@ impl<'a> Maker<'a> {
             more: Vec::new(),
             out_of_use: false,
             rank,
-            dir: None,
+            dirs: Vec::new(),
         })
     }
 
@@ -398,7 +403,7 @@ impl<'a> Maker<'a> {
         let mut volume = None;
         for mounted in data {
             self.covered.insert(mounted.what.key());
-            self.dirs.extend(mounted.what.dir());
+            self.dirs.extend(mounted.what.dirs());
             if let What::Volume(v) = &mounted.what
                 && !is_anonymous(&v.name)
             {
@@ -496,7 +501,7 @@ impl<'a> Maker<'a> {
         if volume.is_empty {
             allow_empty(&mut source);
         }
-        source.dir = volume.dir.clone();
+        source.dirs = volume.dir.iter().cloned().collect();
         self.sources.push(source);
     }
 
@@ -605,7 +610,7 @@ impl<'a> Maker<'a> {
         if is_empty {
             allow_empty(&mut source);
         }
-        source.dir = Some(PathBuf::from(path));
+        source.dirs = vec![PathBuf::from(path), bind.real.clone()];
         self.sources.push(source);
     }
 
@@ -652,7 +657,7 @@ impl<'a> Maker<'a> {
             more: Vec::new(),
             out_of_use: false,
             rank: Rank::Configuration,
-            dir: None,
+            dirs: Vec::new(),
         });
     }
 
@@ -660,11 +665,15 @@ impl<'a> Maker<'a> {
         // A directory in one that is copied anyway comes along. A database in it, what is only listed, and the stack's own
         // files have sources of their own.
         let whole: Vec<PathBuf> =
-            self.sources.iter().filter(|s| s.is_whole_copy()).filter_map(|s| s.dir.clone()).collect();
-        let around = |dir: &PathBuf| whole.iter().find(|w| *w != dir && dir.starts_with(w));
+            self.sources.iter().filter(|s| s.is_whole_copy()).flat_map(|s| s.dirs.clone()).collect();
+        let around = |source: &Source| {
+            let is_around =
+                |w: &&PathBuf| source.dirs.iter().any(|d| d.starts_with(w)) && !source.dirs.contains(w);
+            whole.iter().find(is_around).filter(|_| source.is_whole_copy())
+        };
         let mut kept = Vec::new();
         for source in std::mem::take(&mut self.sources) {
-            match source.dir.as_ref().filter(|_| source.is_whole_copy()).and_then(around) {
+            match around(&source) {
                 Some(outer) => self.left_out.push(LeftOut {
                     why: format!("it lies in {}, which is captured as a whole", outer.display()),
                     what: source.from,
@@ -675,22 +684,25 @@ impl<'a> Maker<'a> {
         let own: Vec<PathBuf> = kept
             .iter()
             .filter(|s| s.rank == Rank::Stopped || s.has("mode"))
-            .filter_map(|s| s.dir.clone())
+            .flat_map(|s| s.dirs.clone())
             .chain(self.dirs.iter().cloned())
             .chain(self.files.iter().map(PathBuf::from))
+            .chain(self.stack.real_files.iter().cloned())
             .collect();
         for source in kept.iter_mut().filter(|s| s.is_whole_copy()) {
-            let Some(dir) = &source.dir else { continue };
-            let inside =
-                own.iter().filter(|o| *o != dir).filter_map(|o| as_pattern(o.strip_prefix(dir).ok()?));
-            let patterns: BTreeSet<String> = inside.collect();
+            let inside = |dir: &PathBuf| {
+                let paths =
+                    own.iter().filter(|o| *o != dir).filter_map(|o| as_pattern(o.strip_prefix(dir).ok()?));
+                paths.collect::<Vec<_>>()
+            };
+            let patterns: BTreeSet<String> = source.dirs.iter().flat_map(inside).collect();
             if !patterns.is_empty() {
                 source.about.push("What is left out has a source of its own.".into());
                 source.keys.push(("exclude", json!(patterns)));
             }
         }
         kept.sort_by_key(|s| (s.out_of_use, s.rank));
-        let in_use = kept.iter().filter(|s| !s.out_of_use).filter_map(|s| s.dir.clone());
+        let in_use = kept.iter().filter(|s| !s.out_of_use).flat_map(|s| s.dirs.clone());
         let dirs = self.dirs.iter().cloned().chain(in_use).collect();
         Proposal { sources: kept, left_out: self.left_out, dirs }
     }

@@ -91,7 +91,12 @@ fn volume(name: &str, destination: &str) -> Mounted {
 }
 
 fn bind(path: &str, destination: &str, looked: Looked) -> Mounted {
-    let what = What::Bind(Bind { path: path.into(), looked, is_network: path.starts_with("/mnt/nas") });
+    let what = What::Bind(Bind {
+        path: path.into(),
+        real: path.into(),
+        looked,
+        is_network: path.starts_with("/mnt/nas"),
+    });
     Mounted { destination: destination.into(), writable: true, what }
 }
 
@@ -229,7 +234,7 @@ fn a_volume_is_one_source_whoever_has_it() {
         service("reader", None, vec![volume("any", "/var/log/x")]),
     ];
     let loose = vec![Volume { name: "home_old".into(), short: "old".into(), ..Volume::default() }];
-    let made = good(&Stack { services, loose, files: Vec::new() });
+    let made = good(&Stack { services, loose, ..Stack::default() });
     let off = "consistency=live anomaly=false critical=false on_by_default=false";
     assert_eq!(
         lines(&made),
@@ -326,6 +331,19 @@ fn what_has_a_source_of_its_own_is_left_out_of_a_directory_around_it() {
     assert_eq!(exclude, Some(json!(["/.env", "/a\\*b/graph", "/compose.yml", "/pg"])));
     // The logs come along: what is left out there would be in no backup.
     assert_eq!(made.sources.len(), 5);
+    // The project may lie behind a link, and be named by either of its names.
+    let mut linked = bind("/opt/home", "/src", DIR);
+    if let What::Bind(b) = &mut linked.what {
+        b.real = "/srv/home".into();
+    }
+    let services = vec![service("app", None, vec![linked])];
+    for (file, real) in
+        [("/srv/home/.env", "/srv/home/.env"), ("/etc/app.env", "/srv/home/.env"), ("/opt/home/.env", "/x")]
+    {
+        let (files, real_files) = (vec![file.to_owned()], vec![real.into()]);
+        let made = good(&Stack { services: services.clone(), files, real_files, ..Stack::default() });
+        assert!(lines(&made)[0].ends_with("exclude=[/.env]"), "{:?}", lines(&made));
+    }
     // What is only listed is no copy of what lies in it.
     let services = vec![service(
         "app",
@@ -484,7 +502,7 @@ proptest! {
         };
         let services = names.iter().enumerate().map(each).collect();
         let files: Vec<String> = files.iter().map(|f| format!("/{f}")).collect();
-        let made = propose(&Stack { services, files: files.clone(), loose: Vec::new() });
+        let made = propose(&Stack { services, files: files.clone(), ..Stack::default() });
         let store = choose(&Table::default(), Some(Path::new(&format!("/{path}"))), &[], &|p| p.to_owned()).unwrap();
         let text = written(&project, &made, &store);
         let setup = load(&text).map_err(|p| TestCaseError::fail(format!("{p:#?}\n{text}")))?;

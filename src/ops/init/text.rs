@@ -61,7 +61,8 @@ pub fn render(sheet: &Sheet<'_>) -> String {
     page.heading("What is captured");
     page.prose(
         "The name of a source is yours; it names the files in the archive. What a backup has of this by itself, and in which \
-         way: tars-backup backup --dry-run",
+         way: tars-backup backup --dry-run. Copies of volumes and directories are not redacted: the secrets in them are in the \
+         archive.",
     );
     for source in sheet.sources {
         page.source(source);
@@ -77,8 +78,8 @@ pub fn render(sheet: &Sheet<'_>) -> String {
     page.heading("Sealing");
     page.prose(
         "With a recipient, every backup also holds the configuration as it is, with its secrets, in a file that only its key \
-         opens; and archives in stores of somebody else (s3, b2, sftp) are sealed as a whole. Without one the secrets of this \
-         stack are in no backup. Make a key with: tars-backup key new --output FILE. The recipient (age1…) goes here, the file \
+         opens; and archives in stores of somebody else (s3, b2, sftp) are sealed as a whole. Without one the secrets in those \
+         files are in no backup. Make a key with: tars-backup key new --output FILE. The recipient (age1…) goes here, the file \
          to a safe place away from this machine.",
     );
     page.table("encryption");
@@ -101,7 +102,7 @@ pub fn render(sheet: &Sheet<'_>) -> String {
     let stores = format!("[{:?}]", store.name);
     page.tier("hot", &stores, "daily", "*-*-* 02:00", "{ within = \"7d\", min = 3 }");
     page.gap();
-    page.prose(&format!("Made by: tars-backup backup --tier {WEEKLY}"));
+    page.prose(&format!("By hand: tars-backup backup --tier {WEEKLY}"));
     page.tier(WEEKLY, &stores, "weekly", "Sun *-*-* 03:00", "{ within = \"4 weeks\", min = 3 }");
     page.gap();
     page.prose(
