@@ -98,7 +98,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hot = LastRun::of(dir.path(), "hot");
         assert_eq!(hot.ended(), None);
-        let ended = Ended { time: Timestamp::UNIX_EPOCH, status: 2, summary: "redis: gone".into(), only_delivery: false };
+        let ended = Ended {
+            time: Timestamp::UNIX_EPOCH,
+            status: 2,
+            summary: "redis: gone".into(),
+            only_delivery: false,
+        };
         hot.note_end(&ended).unwrap();
         assert_eq!((hot.ended(), hot.recall().is_some()), (Some(ended), false));
     }

@@ -35,7 +35,7 @@ impl Systemd {
         self.ask("systemctl", args)
     }
 
-    /// Properties of a unit, as far as it has them. Times come as seconds since 1970 with an `@` before.
+    /// Properties of a unit, as far as it has them. Times inside of lists come as seconds since 1970 with an `@` before.
     pub fn show(&self, unit: &str, properties: &[&str]) -> Result<BTreeMap<String, String>, ProcessError> {
         let wanted = format!("--property={}", properties.join(","));
         let text = self.control(&["show", "--timestamp=unix", &wanted, "--", unit])?;

@@ -62,20 +62,52 @@ impl Drop for Stack {
     }
 }
 
-/// Flags of a machine that sees the engine: its socket and its data, where the engine has them; and the servers of this
-/// test on the loopback.
-fn beside_the_engine() -> [String; 4] {
-    let socket = engine().trim_start_matches("unix://");
-    let dir = std::path::Path::new(socket).parent().unwrap().display().to_string();
-    let data = docker(&["info", "-f", "{{.DockerRootDir}}"]);
-    ["-v".to_owned(), format!("{dir}:{dir}"), "-v".to_owned(), format!("{data}:{data}:rslave")]
+/// A machine that sees the engine, its volumes and the loopback of this one. What a container has mounted by the engine is
+/// held as a writer, and so would be the machine itself: so the volumes come in by a way that the engine does not know.
+struct Beside {
+    m: Machine,
+    shared: tempfile::TempDir,
 }
 
-/// A machine that sees the engine and the loopback of this one.
-fn machine_beside_the_engine(release: &str) -> Machine {
-    let flags = beside_the_engine();
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    Machine::installed_beside(release, &flags)
+impl std::ops::Deref for Beside {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.m
+    }
+}
+
+impl Beside {
+    fn up(release: &str) -> Self {
+        let shared = tempfile::tempdir().unwrap();
+        let at = shared.path().display().to_string();
+        sh(&format!("mount --bind '{at}' '{at}'; mount --make-shared '{at}'; mkdir '{at}/volumes'"));
+        let (socket, door) = (socket_dir(), format!("{at}:/mnt/shared:rslave"));
+        let m = Machine::installed_beside(release, &["-v", &format!("{socket}:{socket}"), "-v", &door]);
+        let volumes = volumes();
+        sh(&format!("mount --bind '{volumes}' '{at}/volumes'"));
+        m.sh(&format!("mkdir -p '{volumes}'; mount --bind /mnt/shared/volumes '{volumes}'")).expect(0);
+        Self { m, shared }
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let at = self.shared.path().display();
+        run("umount", &["-l", &format!("{at}/volumes")]);
+        run("umount", &["-l", &at.to_string()]);
+    }
+}
+
+/// Directory of the engine's socket.
+fn socket_dir() -> String {
+    let socket = engine().trim_start_matches("unix://");
+    std::path::Path::new(socket).parent().unwrap().display().to_string()
+}
+
+/// Directory of the engine's volumes.
+fn volumes() -> String {
+    format!("{}/volumes", docker(&["info", "-f", "{{.DockerRootDir}}"]))
 }
 
 fn unlike(m: &Machine, secret: &str, what: &str) {
@@ -96,7 +128,7 @@ fn the_whole_stack_goes_to_three_stores_and_back_in_the_sandbox_of_debian_13() {
 fn the_whole_stack_goes_to_three_stores_and_back(release: &str) {
     let stack = Stack::up("postgres redis chromadb backend");
     let (s3, ssh) = (S3sFs::start(), Sshd::start());
-    let m = machine_beside_the_engine(release);
+    let m = Beside::up(release);
     stack.sql("create table notes (id int primary key, text text); insert into notes values (1, 'one')");
     stack.redis(&["set", "key", "value"]);
     // A database whose log of writes is open: in a sandbox its directory must be writable, or it cannot be read.
@@ -117,7 +149,9 @@ fn the_whole_stack_goes_to_three_stores_and_back(release: &str) {
     let docker_host = format!("DOCKER_HOST='{}'", engine());
     m.sh(&format!("{docker_host} tars-backup init --project '{project}' --store /mnt/nas/backups")).expect(0);
     m.sh("tars-backup config check").expect(0).says("is good");
-    let store = m.out("tars-backup config show --json | grep -o '\"[a-z]*\":{\"type\":\"fs\"' | cut -d'\"' -f2");
+    let store = m.out("sed -n 's/^\\[stores\\.\\(.*\\)\\]/\\1/p' /etc/tars-backup/config.toml");
+    // One is kept, so that there is something to prune.
+    m.sh("sed -i 's/^keep = .*/keep = { last = 1, min = 1 }/' /etc/tars-backup/config.toml").expect(0);
     m.sh(&format!(
         "mkdir -p /etc/tars-backup/conf.d; cat >/etc/tars-backup/conf.d/more.toml <<'END'
 [encryption]
@@ -145,7 +179,6 @@ known_hosts = \"/etc/tars-backup/known_hosts\"
 [tiers.hot]
 stores = [{store:?}, \"bucket\", \"server\"]
 trash_days = 0
-keep = {{ last = 1, min = 1 }}
 END",
         recipient(&m),
         s3.endpoint(),
@@ -173,19 +206,22 @@ END",
         assert!(score <= 2.5, "{unit}: {exposure}");
     }
     assert_eq!(m.out(&format!("systemd-analyze verify --man=no {units} 2>&1")), "");
-    m.sh("cd /etc/systemd/system; ! grep -r 'ReadWritePaths=.*/srv/documents' tars-backup.service.d").expect(0);
+    m.sh("cd /etc/systemd/system; ! grep -r 'ReadWritePaths=.*/srv/documents' tars-backup.service.d")
+        .expect(0);
 
-    // Twice, so that there is something to prune.
-    for _ in 0..2 {
+    for _ in 0..3 {
         m.start().expect(0);
         assert_eq!(m.show("Result"), "success", "{}", m.log());
     }
     let rows: Value = serde_json::from_str(&m.out("tars-backup list --json")).unwrap();
     assert_eq!(rows.as_array().map(Vec::len), Some(1), "{rows}");
-    assert_eq!((&rows[0]["state"], rows[0]["stores"].as_array().map(Vec::len)), (&"complete".into(), Some(3)));
+    assert_eq!(
+        (&rows[0]["state"], rows[0]["stores"].as_array().map(Vec::len)),
+        (&"complete".into(), Some(3))
+    );
     for store in [store.as_str(), "bucket", "server"] {
         let gone = m.entries(&format!("TARS_BACKUP_EVENT=prune.deleted TARS_BACKUP_STORE={store}"));
-        assert_eq!(gone.len(), 1, "{store}: {gone:?}");
+        assert!(!gone.is_empty(), "nothing was deleted in {store}\n{}", m.log());
     }
     for unit in ["tars-backup-verify.service", "tars-backup-sync.service", RECOVER] {
         m.sh(&format!("systemctl start {unit}")).expect(0);
@@ -204,7 +240,8 @@ END",
     ] {
         unlike(&m, KEY, what);
     }
-    m.sh("useradd -r somebody; ! setpriv --reuid somebody --clear-groups cat /etc/credstore/bucket-id").expect(0);
+    m.sh("useradd -r somebody; ! setpriv --reuid somebody --clear-groups cat /etc/credstore/bucket-id")
+        .expect(0);
     // Typed by root, the same credential is found.
     m.sh("tars-backup store check bucket").expect(0);
 
@@ -221,9 +258,14 @@ END",
     assert_eq!(stack.redis(&["get", "key"]), "value");
     m.sh("systemctl start tars-backup-restore@app.service").expect(0);
     assert_eq!(docker(&["inspect", "-f", "{{.State.Status}}", &stack.container("backend")]), "running");
-    m.assert_nothing_runs_and_nothing_is_left();
+    assert_eq!(
+        m.out("find /var/lib/tars-backup/staging /mnt/nas -name '.tars-backup-tmp-*' -o -path '*/staging/*'"),
+        ""
+    );
     // The catalog explains what the journal says.
-    m.sh("journalctl -x --no-pager TARS_BACKUP_EVENT=backup.committed").expect(0).says("Defined-By: tars-backup");
+    m.sh("journalctl -x --no-pager TARS_BACKUP_EVENT=backup.committed")
+        .expect(0)
+        .says("Defined-By: tars-backup");
 }
 
 /// A new key of the machine; its recipient.
@@ -234,12 +276,10 @@ fn recipient(m: &Machine) -> String {
 #[test]
 fn what_hangs_is_ended_by_the_start_timeout() {
     let m = Machine::ready("12", CONFIG);
-    m.sh(
-        "mkdir -p /run/systemd/system/tars-backup.service.d
+    m.sh("mkdir -p /run/systemd/system/tars-backup.service.d
          printf '[Service]\\nTimeoutStartSec=5s\\n' >/run/systemd/system/tars-backup.service.d/time.conf
-         systemctl daemon-reload",
-    )
-    .expect(0);
+         systemctl daemon-reload")
+        .expect(0);
     // Both take connections, and say nothing for ever.
     m.sh(
         "systemd-run --unit frozen-engine perl -MSocket -e 'socket(S, PF_UNIX, SOCK_STREAM, 0); bind(S, sockaddr_un(\"/run/frozen.sock\")) or die; listen(S, 50); sleep'
@@ -247,6 +287,7 @@ fn what_hangs_is_ended_by_the_start_timeout() {
     )
     .expect(0);
     m.wait("test -S /run/frozen.sock");
+    m.sh("mkdir -p /var/lib/tars-backup/staging").expect(0);
 
     m.configure(&format!(
         "[docker]\nsocket = \"/run/frozen.sock\"\n[sources.pg]\ntype = \"postgres\"\ncontainer = \"pg\"\n{}",
@@ -255,7 +296,7 @@ fn what_hangs_is_ended_by_the_start_timeout() {
     assert_ended_by_timeout(&m);
 
     m.configure(&format!(
-        "{}[stores.far]\ntype = \"s3\"\nbucket = \"b\"\nendpoint = \"http://127.0.0.1:9000\"\nkey_id = {{ file = \"/root/key\" }}\nkey = {{ file = \"/root/key\" }}\n",
+        "{}[stores.far]\ntype = \"s3\"\nbucket = \"far-away\"\nendpoint = \"http://127.0.0.1:9000\"\nkey_id = {{ file = \"/root/key\" }}\nkey = {{ file = \"/root/key\" }}\n",
         CONFIG.replace("[\"local\"]", "[\"far\"]")
     ));
     m.sh("echo secret >/root/key").expect(0);
@@ -274,13 +315,20 @@ fn assert_ended_by_timeout(m: &Machine) {
 
 #[test]
 fn two_tiers_of_one_minute_wait_for_each_other_and_an_absent_one_is_no_failure() {
-    let m = Machine::ready("13", &format!("{CONFIG}[tiers.warm]\nstores = [\"local\"]\npath = \"weekly\"\n{}", machine::GATE));
-    let [hot, warm] = ["hot", "warm"].map(|tier| m.spawn(&format!("systemctl start tars-backup@{tier}.service")));
+    let m = Machine::ready(
+        "13",
+        &format!("{CONFIG}[tiers.warm]\nstores = [\"local\"]\npath = \"weekly\"\n{}", machine::GATE),
+    );
+    let [hot, warm] =
+        ["hot", "warm"].map(|tier| m.spawn(&format!("systemctl start tars-backup@{tier}.service")));
     m.wait("pgrep -f '[u]ntil . -e /run/go'");
     m.wait("journalctl --sync; journalctl TARS_BACKUP_EVENT=lock.waiting -o cat | grep -q 'Waiting for another run'");
     m.sh("touch /run/go").expect(0);
     assert_eq!((machine::ended(hot), machine::ended(warm)), (0, 0));
-    assert_eq!(m.out("ls /srv/backups/daily/*.manifest.json /srv/backups/weekly/*.manifest.json | wc -l"), "2");
+    assert_eq!(
+        m.out("ls /srv/backups/daily/*.manifest.json /srv/backups/weekly/*.manifest.json | wc -l"),
+        "2"
+    );
 
     m.sh("systemctl start tars-backup@cold.service").expect(0);
     let absent = m.entries("TARS_BACKUP_EVENT=tier.absent TARS_BACKUP_TIER=cold");
@@ -344,7 +392,9 @@ fn a_failure_is_told_by_the_command_of_the_operator_and_by_status() {
     // One that fails is told in the journal.
     m.configure(&format!("{CONFIG}{}{failing}", hook.replace("env >", "exit 3; ")));
     assert_ne!(m.start().code, 0);
-    m.wait("journalctl --sync; journalctl TARS_BACKUP_EVENT=hook.failed -o cat | grep -q 'ended with status 3'");
+    m.wait(
+        "journalctl --sync; journalctl TARS_BACKUP_EVENT=hook.failed -o cat | grep -q 'ended with status 3'",
+    );
 
     m.configure(CONFIG);
     m.start().expect(0);
@@ -386,7 +436,10 @@ fn a_broken_off_restore_is_handed_over_to_the_unit_that_may_put_it_right() {
 fn after_a_reboot_in_the_middle_of_a_run_the_stack_is_up_again() {
     let name = format!("tars-units-{}-held", std::process::id());
     let held = Held::up(&name);
-    let m = machine_beside_the_engine("12");
+    // Read only: what cannot write is no writer.
+    let (socket, volumes) = (socket_dir(), volumes());
+    let flags = [format!("{socket}:{socket}"), format!("{volumes}:{volumes}:ro")];
+    let m = Machine::installed_with("12", &["-v", &flags[0], "-v", &flags[1]]);
     m.configure(&format!(
         "[docker]\nsocket = {:?}\n{CONFIG}[sources.held]\ntype = \"volume\"\nvolume = {name:?}\nconsistency = \"stop\"\n",
         engine()

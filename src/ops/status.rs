@@ -157,8 +157,11 @@ pub fn run(setup: &Setup, world: &World<'_>) -> Result<Status, Interrupted> {
     }
     status.components = holds.into_values().collect();
     for lost in status.components.iter().filter(|c| c.backup.is_none() && c.critical) {
-        let what = format!("{} is in no backup in {}", lost.component, lost.store);
-        status.problems.push(Remark::new(what, "tars-backup backup"));
+        // Of a store without any backup the tier has told already.
+        if status.tiers.iter().any(|t| t.store == lost.store && t.backups > 0) {
+            let what = format!("{} is in no backup in {}", lost.component, lost.store);
+            status.problems.push(Remark::new(what, "tars-backup backup"));
+        }
     }
     spool(setup, world, &mut status);
     let pending = recover::pending(&setup.agent.dirs());
@@ -255,7 +258,7 @@ fn judge(
             }
         }
         // A tier that is made once a month has none in its first weeks.
-        _ if timer.has_fired || setup.agent.default_tier == tier.name.as_str() || !entries.is_empty() => {
+        _ if last_run.is_some() || setup.agent.default_tier == tier.name.as_str() || !entries.is_empty() => {
             status.problems.push(Remark::new(format!("there is no good backup of {place}"), again));
         }
         _ => {
@@ -291,7 +294,6 @@ fn judge(
 struct Timer {
     schedule: Option<String>,
     next: Option<Timestamp>,
-    has_fired: bool,
     /// How long after a run the next ones are due: the first and the second.
     due: Vec<SignedDuration>,
 }
@@ -309,7 +311,7 @@ fn timer(tier: &Tier, manager: Option<&Systemd>, status: &mut Status) -> Result<
     let mut timer = Timer { schedule: tier.schedule.clone(), ..Timer::default() };
     let Some(systemd) = manager else { return Ok(timer) };
     let unit = crate::sandbox::timer_of(tier.name.as_str());
-    let wanted = ["LoadState", "ActiveState", "NextElapseUSecRealtime", "LastTriggerUSec", "TimersCalendar"];
+    let wanted = ["ActiveState", "TimersCalendar"];
     let shown = match systemd.show(&unit, &wanted) {
         Ok(shown) => shown,
         Err(ProcessError::Interrupted(i)) => return Err(i),
@@ -322,9 +324,10 @@ fn timer(tier: &Tier, manager: Option<&Systemd>, status: &mut Status) -> Result<
         }
     };
     let value = |key: &str| shown.get(key).map(String::as_str).unwrap_or_default();
-    timer.next = unix_time(value("NextElapseUSecRealtime"));
-    timer.has_fired = unix_time(value("LastTriggerUSec")).is_some();
-    timer.schedule = timer.schedule.or_else(|| calendar_of(value("TimersCalendar")));
+    if let Some((schedule, next)) = calendar_of(value("TimersCalendar")) {
+        timer.next = next;
+        timer.schedule.get_or_insert(schedule);
+    }
     if value("ActiveState") != "active" {
         let what = format!("nothing makes backups of {} by itself: {unit} does not run", tier.name);
         match &tier.schedule {
@@ -352,11 +355,12 @@ fn timer(tier: &Tier, manager: Option<&Systemd>, status: &mut Status) -> Result<
     Ok(timer)
 }
 
-/// The expression in `{ OnCalendar=*-*-* 02:00:00 ; next_elapse=… }`.
-fn calendar_of(text: &str) -> Option<String> {
+/// The expression in `{ OnCalendar=*-*-* 02:00:00 ; next_elapse=@1763866800 }`, and when that is.
+fn calendar_of(text: &str) -> Option<(String, Option<Timestamp>)> {
     let (_, rest) = text.split_once("OnCalendar=")?;
-    let (expression, _) = rest.split_once(" ;")?;
-    Some(expression.trim().to_owned())
+    let (expression, rest) = rest.split_once(" ;")?;
+    let next = rest.split_once("next_elapse=").and_then(|(_, at)| unix_time(at.split_whitespace().next()?));
+    Some((expression.trim().to_owned(), next))
 }
 
 fn spool(setup: &Setup, world: &World<'_>, status: &mut Status) {
@@ -440,7 +444,8 @@ mod tests {
     #[test]
     fn the_schedule_of_a_timer_is_read_from_what_systemd_shows() {
         let shown = "{ OnCalendar=Sun *-*-* 03:00:00 ; next_elapse=@1763866800 }";
-        assert_eq!(calendar_of(shown).as_deref(), Some("Sun *-*-* 03:00:00"));
+        let next = Timestamp::from_second(1_763_866_800).ok();
+        assert_eq!(calendar_of(shown), Some(("Sun *-*-* 03:00:00".to_owned(), next)));
         assert_eq!(calendar_of(""), None);
     }
 }

@@ -66,6 +66,10 @@ impl Deed {
         }
         if self.what != What::Trash || at_once {
             self.remove(store, dir, world.cancel)?;
+            // The audit trail says what was done.
+            if self.what == What::Trash {
+                self.what = What::Delete;
+            }
         }
         self.done = true;
         Ok(())
