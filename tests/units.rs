@@ -30,9 +30,9 @@ struct Stack {
 }
 
 impl Stack {
-    fn up(services: &str) -> Self {
+    fn up(name: &str, services: &str) -> Self {
         engine();
-        let stack = Self { prefix: format!("tars-units-{}-", std::process::id()) };
+        let stack = Self { prefix: format!("tars-units-{}-{name}-", std::process::id()) };
         stack.lab(&format!("LAB_SERVICES='{services}'"), "up");
         stack
     }
@@ -126,7 +126,7 @@ fn the_whole_stack_goes_to_three_stores_and_back_in_the_sandbox_of_debian_13() {
 }
 
 fn the_whole_stack_goes_to_three_stores_and_back(release: &str) {
-    let stack = Stack::up("postgres redis chromadb backend");
+    let stack = Stack::up(release, "postgres redis chromadb backend");
     let (s3, ssh) = (S3sFs::start(), Sshd::start());
     let m = Beside::up(release);
     stack.sql("create table notes (id int primary key, text text); insert into notes values (1, 'one')");
