@@ -83,7 +83,10 @@ impl Beside {
         let at = shared.path().display().to_string();
         sh(&format!("mount --bind '{at}' '{at}'; mount --make-shared '{at}'; mkdir '{at}/volumes'"));
         let (socket, door) = (socket_dir(), format!("{at}:/mnt/shared:rslave"));
-        let m = Machine::installed_beside(release, &["-v", &format!("{socket}:{socket}"), "-v", &door]);
+        // Debian 13 would mount a /tmp of its own over what lies there.
+        let tmp = "/dev/null:/etc/systemd/system/tmp.mount";
+        let flags = ["-v", &format!("{socket}:{socket}"), "-v", &door, "-v", tmp];
+        let m = Machine::installed_beside(release, &flags);
         let volumes = volumes();
         sh(&format!("mount --bind '{volumes}' '{at}/volumes'"));
         m.sh(&format!("mkdir -p '{volumes}'; mount --bind /mnt/shared/volumes '{volumes}'")).expect(0);
