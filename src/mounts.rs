@@ -137,12 +137,12 @@ pub fn mount_point(path: &Path) -> io::Result<PathBuf> {
     Ok(Table::read()?.disk_of(&real))
 }
 
-/// Where the disk of `path` is mounted, or will be: by what is mounted now and by /etc/fstab. None: on the root disk.
+/// Where the disk of `path` is mounted, or will be: by what is mounted now and by /etc/fstab. None: on the root disk. Links
+/// are not followed, and no disk has to answer.
 pub fn expected_mount(path: &Path) -> Option<PathBuf> {
-    let table = std::fs::read("/etc/fstab").unwrap_or_default();
-    // What is not mounted now cannot be asked, and a directory that is not there has no real path.
-    let now = path.ancestors().find_map(|p| mount_point(p).ok());
-    innermost(path, now.into_iter().chain(fstab(&table)))
+    let now = Table::read().unwrap_or_default();
+    let planned = std::fs::read("/etc/fstab").unwrap_or_default();
+    innermost(path, now.of(path).map(|m| m.point.clone()).into_iter().chain(fstab(&planned)))
 }
 
 fn innermost(path: &Path, mounts: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
