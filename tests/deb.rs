@@ -38,7 +38,7 @@ fn from_installation_to_purge(release: &str) {
     assert_eq!(m.out(&format!("systemctl is-enabled {RECOVER}")), "enabled");
     assert_eq!(m.sh(&format!("systemctl is-active {RECOVER}")).stdout.trim(), "inactive");
     assert_eq!(m.out(&format!("systemd-analyze verify --man=no {UNIT} {RECOVER} 2>&1")), "");
-    m.sh("gunzip -c /usr/share/man/man1/tars-backup.1.gz | grep -q '^.TH tars-backup 1'").expect(0);
+    m.sh("gunzip -c /usr/share/man/man1/tars-backup.1.gz | grep -c '^.TH tars-backup 1'").expect(0);
     m.sh("bash -n /usr/share/bash-completion/completions/tars-backup").expect(0);
     for file in [
         "zsh/vendor-completions/_tars-backup",
@@ -49,7 +49,7 @@ fn from_installation_to_purge(release: &str) {
         "doc/tars-backup/changelog.Debian",
         "doc/tars-backup/examples/config.toml",
     ] {
-        m.sh(&format!("zcat -f /usr/share/{file}* | grep -q .")).expect(0);
+        m.sh(&format!("zcat -f /usr/share/{file}* | grep -c .")).expect(0);
     }
 
     // Without a configuration it fails, and says what to do.
@@ -322,7 +322,7 @@ fn a_killed_unit_leaves_every_container_running_and_so_does_a_power_cut() {
         .code
             == 0
     };
-    let ended = format!("systemctl show -p ActiveState --value {UNIT} | grep -Eq '^(failed|inactive)'");
+    let ended = format!("systemctl show -p ActiveState --value {UNIT} | grep -Ec '^(failed|inactive)'");
 
     let mut line = 0;
     loop {

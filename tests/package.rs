@@ -258,7 +258,7 @@ fn from_the_repository(release: &str) {
     update("").expect(0);
     install().expect(0);
     assert_eq!(m.out("tars-backup --version"), concat!("tars-backup ", env!("CARGO_PKG_VERSION")));
-    m.sh("dpkg -s tars-backup | grep -q '^Status: install ok installed'").expect(0);
+    m.sh("dpkg -s tars-backup | grep -c '^Status: install ok installed'").expect(0);
     m.sh("dpkg --verify tars-backup").expect(0);
     m.sh("dpkg -P tars-backup").expect(0);
 

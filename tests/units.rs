@@ -325,7 +325,7 @@ fn two_tiers_of_one_minute_wait_for_each_other_and_an_absent_one_is_no_failure()
     let [hot, warm] =
         ["hot", "warm"].map(|tier| m.spawn(&format!("systemctl start tars-backup@{tier}.service")));
     m.wait("pgrep -f '[u]ntil . -e /run/go'");
-    m.wait("journalctl --sync; journalctl TARS_BACKUP_EVENT=lock.waiting -o cat | grep -q 'Waiting for another run'");
+    m.wait("journalctl --sync; journalctl TARS_BACKUP_EVENT=lock.waiting -o cat | grep -c 'Waiting for another run'");
     m.sh("touch /run/go").expect(0);
     assert_eq!((machine::ended(hot), machine::ended(warm)), (0, 0));
     assert_eq!(
@@ -385,7 +385,7 @@ fn a_failure_is_told_by_the_command_of_the_operator_and_by_status() {
     assert_ne!(m.start().code, 0);
     m.wait("grep -qx TARS_BACKUP_UNIT=tars-backup.service /var/lib/tars-backup/told");
     m.sh("grep -qx MONITOR_EXIT_STATUS=2 /var/lib/tars-backup/told").expect(0);
-    m.wait("journalctl --sync; journalctl TARS_BACKUP_EVENT=hook.run -o cat | grep -q 'tars-backup.service has failed'");
+    m.wait("journalctl --sync; journalctl TARS_BACKUP_EVENT=hook.run -o cat | grep -c 'tars-backup.service has failed'");
     m.sh("tars-backup status").expect(1).says("ended with status 2").says("no luck").says("hint:");
     // Told also where the configuration itself is what is wrong.
     m.sh("rm /var/lib/tars-backup/told").expect(0);
@@ -396,7 +396,7 @@ fn a_failure_is_told_by_the_command_of_the_operator_and_by_status() {
     m.configure(&format!("{CONFIG}{}{failing}", hook.replace("env >", "exit 3; ")));
     assert_ne!(m.start().code, 0);
     m.wait(
-        "journalctl --sync; journalctl TARS_BACKUP_EVENT=hook.failed -o cat | grep -q 'ended with status 3'",
+        "journalctl --sync; journalctl TARS_BACKUP_EVENT=hook.failed -o cat | grep -c 'ended with status 3'",
     );
 
     m.configure(CONFIG);
@@ -429,7 +429,7 @@ fn a_broken_off_restore_is_handed_over_to_the_unit_that_may_put_it_right() {
     m.wait(&format!("test ! -e {journal}"));
     assert_eq!(m.out("cd /srv/documents; find . -type f -print0 | sort -z | xargs -0 sha256sum"), before);
     assert_eq!(m.out("find /srv -maxdepth 1 -name '.*' ! -name ."), "", "nothing is left beside it");
-    m.wait(&format!("systemctl show -p ActiveState --value {RECOVER} | grep -qx inactive"));
+    m.wait(&format!("systemctl show -p ActiveState --value {RECOVER} | grep -cx inactive"));
     m.start().expect(0);
     assert_eq!(m.committed(), 2);
 }
@@ -466,7 +466,7 @@ fn after_a_reboot_in_the_middle_of_a_run_the_stack_is_up_again() {
         }
         assert!(started.elapsed() < Duration::from_secs(120), "the moment was not met\n{}", m.log());
         docker(&["start", &m.name]);
-        m.wait("systemctl is-system-running | grep -Eq 'running|degraded'");
+        m.wait("systemctl is-system-running | grep -Ec 'running|degraded'");
     }
     docker(&["start", &m.name]);
     let started = Instant::now();

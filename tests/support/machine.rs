@@ -199,7 +199,7 @@ impl Machine {
         let started = self.spawn(&format!("systemctl start {unit}"));
         self.wait("pgrep -f '[u]ntil . -e /run/go'");
         self.wait(&format!(
-            "systemctl show -p StatusText --value {unit} | grep -Eq 'Captur(ed|ing) (documents|gate)'"
+            "systemctl show -p StatusText --value {unit} | grep -Ec 'Captur(ed|ing) (documents|gate)'"
         ));
         started
     }
