@@ -59,10 +59,19 @@ class Server:
         request = urllib.request.Request(f"{self.url}/api/v{version}{path}", data, method=method)
         request.add_header("Content-Type", "application/json")
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return json.loads(answer.read() or b"null")
+            return self.answer(request)
         except urllib.error.HTTPError as e:
             raise Refused(e.code, f"{method} {path}: {e.read().decode(errors='replace')[:400]}") from None
+
+    def answer(self, request):
+        """What only asks is asked again: on a busy machine a server now and then loses a question without a word."""
+        for left in reversed(range(4 if request.method == "GET" else 1)):
+            try:
+                with urllib.request.urlopen(request, timeout=30 if left else 120) as answer:
+                    return json.loads(answer.read() or b"null")
+            except TimeoutError:
+                if not left:
+                    raise
 
     def old(self):
         """Whether it is a 0.x, which keeps the space of a collection in the metadata."""
