@@ -306,6 +306,26 @@ fn what_hangs_is_ended_by_the_start_timeout() {
     assert_ended_by_timeout(&m);
 }
 
+/// Longer than the unit waits, and never silent for long: it is given the time, and tells meanwhile what it does.
+#[test]
+fn what_is_slow_and_moves_is_not_ended() {
+    let slow = "for i in $(seq 30); do head -c 300000 /dev/urandom; sleep 0.4; done";
+    let m = Machine::ready(
+        "13",
+        &format!("{CONFIG}[sources.slow]\ntype = \"command\"\ncommand = [\"sh\", \"-c\", {slow:?}]\n"),
+    );
+    m.drop_in("tars-backup.service", "[Service]\nTimeoutStartSec=5s\n");
+    let started = Instant::now();
+    let run = m.spawn("systemctl start tars-backup.service");
+    // While it starts, the status of `systemctl status` itself is 3.
+    m.wait("(systemctl status tars-backup.service || true) | grep -E 'Status: .*[0-9] MiB'");
+    assert_eq!(m.show("ActiveState"), "activating");
+    assert_eq!(machine::ended(run), 0, "{}", m.log());
+    assert!(started.elapsed() > Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!((m.show("Result"), m.committed()), ("success".into(), 1));
+    m.assert_nothing_runs_and_nothing_is_left();
+}
+
 #[track_caller]
 fn assert_ended_by_timeout(m: &Machine) {
     let started = Instant::now();
