@@ -207,3 +207,27 @@ fn a_container_is_found_by_its_compose_service_and_project() {
     home.backup(0);
     assert_eq!(found(&home), second);
 }
+
+/// What keeps a cache is emptied by its nature.
+#[test]
+fn a_redis_that_shrank_is_no_anomaly() {
+    let lab = Lab::new();
+    let redis = lab.redis("redis", &[], &[]);
+    let fill = "for i = 1, 20000 do redis.call('SET', 'k' .. i, i) end return 'filled'";
+    assert_eq!(lab.redis_cli(&redis, &["EVAL", fill, "0"]).trim(), "filled");
+    let home = home(&redis, "");
+    home.backup(0);
+    lab.redis_cli(&redis, &["FLUSHALL"]);
+    home.backup(0);
+    let read: Vec<u64> = home
+        .committed()
+        .iter()
+        .map(|name| {
+            let text = std::fs::read(home.path(&format!("store/daily/{name}.manifest.json"))).unwrap();
+            let manifest: Value = serde_json::from_slice(&text).unwrap();
+            manifest["details"]["redis"]["bytes_in"].as_u64().unwrap()
+        })
+        .collect();
+    assert!(read.len() == 2 && read[1] * 10 < read[0], "{read:?}");
+    home.tars(&["prune"]).expect(0);
+}
