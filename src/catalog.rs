@@ -8,7 +8,7 @@ use crate::cancel::Cancel;
 use crate::id::{BackupName, sha256_file};
 use crate::legacy;
 use crate::manifest::{Manifest, ManifestError};
-use crate::marks::{self, Accepted, Mark, Pin, Trash, Verified};
+use crate::marks::{self, Accepted, Drilled, Mark, Pin, Trash, Verified};
 use crate::store::{Object, Store, StoreError, object};
 use crate::stored::Stored;
 
@@ -20,6 +20,7 @@ pub struct Entry {
     pub name: BackupName,
     pub manifest: Result<Manifest, Damage>,
     pub verified: Option<Verified>,
+    pub drilled: Option<Drilled>,
     pub pin: Option<Pin>,
     pub accepted: bool,
     /// It is on its way out: it counts nowhere.
@@ -159,8 +160,9 @@ impl<'a> Listing<'a> {
         let pin = self.mark::<Pin>(&name)?.map(Option::unwrap_or_default);
         let trash = self.mark::<Trash>(&name)?.map(Option::unwrap_or_default);
         let verified = self.mark::<Verified>(&name)?.flatten();
+        let drilled = self.mark::<Drilled>(&name)?.flatten();
         let accepted = self.mark::<Accepted>(&name)?.flatten().is_some();
-        Ok(Entry { name, manifest, verified, pin, accepted, trash, archive })
+        Ok(Entry { name, manifest, verified, drilled, pin, accepted, trash, archive })
     }
 
     /// Asks only for what the listing has: the marks of most backups cost nothing.

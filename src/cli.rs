@@ -4,6 +4,7 @@
 mod args;
 mod backup;
 mod config;
+mod drill;
 mod failure;
 mod init;
 mod inspect;
@@ -46,6 +47,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Verify(a) => inspect::verify(&cli.global, a, sink),
         Command::Extract(a) => inspect::extract(&cli.global, a, sink),
         Command::Restore(a) => restore::run(&cli.global, a, sink),
+        Command::Drill(a) => drill::run(&cli.global, a, sink),
         Command::Recover => recover::run(&cli.global, sink),
         Command::Guardian(a) => recover::guardian(&cli.global, a, sink),
         Command::Prune(a) => prune::run(&cli.global, a, sink),

@@ -7,9 +7,11 @@ mod events;
 mod exec;
 pub mod hold;
 mod place;
+mod throwaway;
 
 pub use acts::Fate;
 pub use client::{Docker, DockerError};
 pub use containers::{Container, Mount, MountKind, Selector};
 pub use exec::{Exec, Limits, Output};
 pub use place::{Devices, Place, Seat, VolumeFacts};
+pub use throwaway::{DRILL_LABEL, Image, Throwaway};

@@ -58,6 +58,34 @@ pub struct Trash {
     pub reason: String,
 }
 
+/// What came of bringing a backup back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrillVerdict {
+    /// All of it was brought back, and is what the manifest says.
+    Good,
+    /// What could be brought back was good; something could not.
+    Partly,
+    NotDrilled,
+    Bad,
+}
+
+/// The last drill of a stored backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drilled {
+    pub time: Timestamp,
+    pub verdict: DrillVerdict,
+    /// Of the stored archive: the mark says nothing about another one.
+    pub sha256: String,
+    /// Components that were brought back and proved.
+    pub proved: Vec<String>,
+    /// Those that were not as they should be.
+    pub failed: Vec<String>,
+    pub not_drilled: Vec<String>,
+    /// From the first byte that was fetched to the last service that answered.
+    pub rto_ms: Option<u64>,
+}
+
 /// One kind of them.
 pub trait Mark: Serialize + for<'de> Deserialize<'de> {
     fn file(name: &BackupName) -> String;
@@ -66,6 +94,12 @@ pub trait Mark: Serialize + for<'de> Deserialize<'de> {
 impl Mark for Verified {
     fn file(name: &BackupName) -> String {
         name.beside("verified")
+    }
+}
+
+impl Mark for Drilled {
+    fn file(name: &BackupName) -> String {
+        name.beside("drilled")
     }
 }
 

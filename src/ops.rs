@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod backup;
 mod carry;
+pub mod drill;
 pub mod extract;
 pub mod find;
 pub mod init;

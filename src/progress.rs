@@ -19,6 +19,10 @@ pub enum What {
     RunFailed,
     VerifyGood,
     VerifyBad,
+    DrillStarted,
+    DrillGood,
+    DrillPartly,
+    DrillBad,
     LeftoverRemoved,
     ContainerHeld,
     ContainerReleased,
@@ -73,6 +77,10 @@ impl What {
             Self::RunFailed => ("run.failed", "24f0875e0f41430d8fca2684fda98866"),
             Self::VerifyGood => ("verify.good", "abff78ee91cd4692b84b012824df7faa"),
             Self::VerifyBad => ("verify.bad", "834b600a47214b0e93d713cb43aa6554"),
+            Self::DrillStarted => ("drill.started", "bf9b140d7352492dbef05a4bd02b3174"),
+            Self::DrillGood => ("drill.good", "d8ee6c8fb9f34c479fda7cca1691616e"),
+            Self::DrillPartly => ("drill.partly", "0ca56b1255864873ae2cc13bd507de5b"),
+            Self::DrillBad => ("drill.bad", "8fb2b1748bd442988311bfe348d4a306"),
             Self::LeftoverRemoved => ("leftover.removed", "fe75e4ca15844bfeb40e1375417f6428"),
             Self::ContainerHeld => ("container.held", "c3efe0a9ab6f41afa413aa02fd70f282"),
             Self::ContainerReleased => ("container.released", "99b86d3fa36f4128921d3a5f46b30c69"),
@@ -109,11 +117,13 @@ impl What {
             | Self::StoreFailed
             | Self::RunFailed
             | Self::VerifyBad
+            | Self::DrillBad
             | Self::RestoreFailed
             | Self::PruneFailed
             | Self::HookFailed
             | Self::ContainerLeft => Level::Error,
             Self::Warning
+            | Self::DrillPartly
             | Self::LeftoverRemoved
             | Self::AnomalyFound
             | Self::PruneHalted

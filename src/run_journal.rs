@@ -96,6 +96,25 @@ pub enum Step {
     Committed { component: String, keep: Option<String> },
     /// The change is finished or undone, and nothing of it is left.
     Settled { component: String },
+    /// Everything that this run does from here on, it does to what carries the label of this drill, and to its own files.
+    Drill(Drill),
+    /// All of that is removed.
+    DrillRemoved { id: String },
+}
+
+/// A drill that was begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drill {
+    /// What its label says.
+    pub id: String,
+    pub at: Timestamp,
+}
+
+impl Drill {
+    /// How long the engine may still be about to make something of it, whoever asked for it being dead by then.
+    pub fn unsettled(&self, now: Timestamp) -> Duration {
+        rest_of(Helper::SETTLE, self.at, now)
+    }
 }
 
 /// What a run has left to undo.
@@ -109,6 +128,8 @@ pub struct Pending {
     /// Component, and what was made for it beside live data.
     pub scratch: Vec<(String, Scratch)>,
     pub changes: Vec<PendingChange>,
+    /// Then there is nothing else: what was done to things that are thrown away need not be undone.
+    pub drill: Option<Drill>,
 }
 
 /// A change of live data that was not brought to its end.
@@ -161,9 +182,14 @@ impl Pending {
                     pending.scratch.retain(|(c, _)| *c != component);
                     pending.changes.retain(|c| c.component != component);
                 }
+                Step::Drill(drill) => pending.drill = Some(drill),
+                Step::DrillRemoved { .. } => pending = Self { socket: pending.socket, ..Self::default() },
             }
         }
-        pending
+        match pending.drill {
+            Some(_) => Self { socket: pending.socket, drill: pending.drill, ..Self::default() },
+            None => pending,
+        }
     }
 
     /// Whether live data was being replaced: undoing that writes where a run that only reads may not.
@@ -172,7 +198,11 @@ impl Pending {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.helpers.is_empty() && self.scratch.is_empty() && self.changes.is_empty()
+        self.held.is_empty()
+            && self.helpers.is_empty()
+            && self.scratch.is_empty()
+            && self.changes.is_empty()
+            && self.drill.is_none()
     }
 }
 

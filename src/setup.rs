@@ -135,10 +135,52 @@ pub fn agent_alone(files: &[(PathBuf, String)], machine: &Machine<'_>) -> (Agent
     (agent, survey.take().problems)
 }
 
+/// Where a machine without any configuration works, and how it reaches its engine.
+pub fn bare(machine: &Machine<'_>) -> (Agent, DockerSettings) {
+    let doc = Doc::parse(&[], &mut Vec::new());
+    let root = Section::root(&doc, Rc::default());
+    (Agent::read(&root, &machine.places, machine.cores), DockerSettings::read(&root))
+}
+
 /// The hooks, read the same way: a mistake elsewhere is a failure that somebody wants to hear of.
 pub fn hooks_alone(files: &[(PathBuf, String)]) -> Hooks {
     let doc = Doc::parse(files, &mut Vec::new());
     Hooks::read(&Section::root(&doc, Rc::default()))
+}
+
+/// Sources alone, with nothing else that a run knows: for what is brought back where nothing is live. `text` is a
+/// configuration that has only them.
+pub fn of_sources(
+    text: &str,
+    agent: &Agent,
+    docker: &DockerSettings,
+    host: &str,
+) -> Result<Setup, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let doc = Doc::parse(&[(PathBuf::new(), text.to_owned())], &mut problems);
+    let survey = Rc::new(RefCell::new(Survey { problems, ..Survey::default() }));
+    let root = Section::root(&doc, survey.clone());
+    let sources = if text.is_empty() { Vec::new() } else { source::read_all(&root) };
+    let (archive, encryption, hooks) = (Archive::read(&root), Encryption::read(&root), Hooks::read(&root));
+    let problems = survey.take().problems;
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(Setup {
+        agent: agent.clone(),
+        host: host.to_owned(),
+        archive,
+        docker: docker.clone(),
+        encryption,
+        hooks,
+        sources,
+        stores: Vec::new(),
+        tiers: Vec::new(),
+        keys: Vec::new(),
+        secret_refs: Vec::new(),
+        files: Vec::new(),
+        digest: String::new(),
+    })
 }
 
 impl Setup {

@@ -27,7 +27,7 @@ use crate::change::ChangeError;
 use crate::chroma::ChromaError;
 use crate::config::{Encryption, Section};
 use crate::docker::hold::{HoldError, Holds, InUse};
-use crate::docker::{Container, Docker, DockerError, Limits, Place, Seat, Selector};
+use crate::docker::{Container, Docker, DockerError, Image, Limits, Place, Seat, Selector, Throwaway};
 use crate::held_copy::CopySettings;
 use crate::hint::Hint;
 use crate::id::Name;
@@ -39,7 +39,7 @@ use crate::progress::Monitor;
 use crate::run_journal::JournalError;
 use crate::secret::SecretRef;
 use crate::staging::{Stage, StagingError};
-use crate::target::{Target, TreeTarget, WindowTarget, Work};
+use crate::target::{Compared, Target, TreeTarget, WindowTarget, Work};
 use crate::vault::{SecretError, Vault};
 
 /// The kinds of sources, by the word that `type =` takes.
@@ -73,6 +73,34 @@ pub struct Kind {
     check: fn(&mut Member<'_>) -> Result<(), CheckError>,
     /// Stock commands that restore a component by hand.
     restore: fn(&str, &Component) -> String,
+    /// How a drill brings a component back.
+    rehearsal: Rehearsal,
+}
+
+/// How a drill brings a component of a kind back, where nothing of it is live.
+#[derive(Clone, Copy)]
+pub enum Rehearsal {
+    /// Into a directory of ours, as a source of type `directory`.
+    Directory,
+    /// Into a file of ours.
+    File,
+    /// Into a server, in a container of the image that it came from.
+    Server(fn(&Component, &Image) -> Throwaway),
+    /// There is no service to bring it into: all that can be known is read out of the archive.
+    Read(fn(&Context<'_>, &Work<'_>) -> Result<Rehearsed, SourceError>),
+}
+
+/// What was found out by reading alone.
+#[derive(Debug, Default)]
+pub struct Rehearsed {
+    pub compared: Vec<Compared>,
+    /// Why a part of it could not be read, and what to do.
+    pub closed: Option<(String, Option<String>)>,
+}
+
+/// How a drill brings back a component of this type; None for one that this version does not know.
+pub fn rehearsal(kind: &str) -> Option<Rehearsal> {
+    find_kind(kind).map(|(_, kind)| kind.rehearsal)
 }
 
 pub trait Source: Send + Sync {
@@ -694,10 +722,15 @@ pub(crate) fn quote(text: &str) -> String {
 }
 
 /// Facts of the container that data came from.
-fn container_facts(facts: &mut Map<String, Value>, container: &Container) {
+fn container_facts(facts: &mut Map<String, Value>, context: &Context<'_>, container: &Container) {
     facts.insert("container".into(), container.name.clone().into());
     facts.insert("image".into(), container.image.clone().into());
     facts.insert("image_id".into(), container.image_id.clone().into());
+    // What it is called on another machine, for a drill there. Nothing fails for the want of it.
+    let image = context.docker.as_ref().ok().and_then(|d| d.image(&container.image_id).ok()?);
+    if let Some(digest) = image.and_then(|i| i.digests.into_iter().next()) {
+        facts.insert("image_digest".into(), digest.into());
+    }
     let compose: Map<String, Value> =
         container.compose().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
     if !compose.is_empty() {

@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::archive::read::{codec_of, decompress};
@@ -91,6 +92,27 @@ pub enum Existing {
     Something(String),
 }
 
+/// A number of the manifest beside what is found where the component was put.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    /// For a person: `rows of tars_home/public.notes`.
+    pub what: String,
+    pub manifest: u64,
+    pub found: u64,
+    pub equal: bool,
+}
+
+impl Compared {
+    pub fn exactly(what: impl Into<String>, manifest: u64, found: u64) -> Self {
+        Self { what: what.into(), manifest, found, equal: manifest == found }
+    }
+
+    /// Of what may have expired meanwhile.
+    pub fn at_most(what: impl Into<String>, manifest: u64, found: u64) -> Self {
+        Self { what: what.into(), manifest, found, equal: found <= manifest }
+    }
+}
+
 pub trait Target {
     /// What is replaced, for a person: `directory /srv/documents`.
     fn describe(&self) -> String;
@@ -150,6 +172,12 @@ pub trait Target {
         work: &Work<'_>,
         containers: &[Container],
     ) -> Result<Vec<String>, SourceError>;
+
+    /// What the manifest says beside what is there now, counted anew where it is used. For a drill: nobody else works with
+    /// it.
+    fn compare(&self, _: &Context<'_>, _: &Component) -> Result<Vec<Compared>, SourceError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Makes the empty directory `new` with owner and mode of the live one, where that is there; else it is ours alone.
@@ -192,7 +220,7 @@ impl TreeTarget {
         Limits { entries: work.fact("entries"), bytes: work.fact("bytes") }
     }
 
-    fn compare(work: &Work<'_>, found: &Survey) -> Result<(), SourceError> {
+    fn must_agree(work: &Work<'_>, found: &Survey) -> Result<(), SourceError> {
         let now = [("entries", found.entries), ("files", found.files), ("bytes", found.bytes)];
         for (key, now) in now {
             match work.fact(key) {
@@ -216,7 +244,7 @@ impl TreeTarget {
         let found = work.open(work.member(".tar")?, |body| {
             Ok(unpack::survey(body, &Self::limits(work), context.cancel)?)
         })?;
-        Self::compare(work, &found)?;
+        Self::must_agree(work, &found)?;
         work.surveyed.borrow_mut().insert(work.name.to_owned(), found);
         Ok(found)
     }
@@ -233,7 +261,7 @@ impl TreeTarget {
         let done = work.open(work.member(".tar")?, |body| {
             Ok(unpack::unpack(body, beside, &Self::limits(work), context.cancel, context.monitor)?)
         })?;
-        Self::compare(work, &done.survey)?;
+        Self::must_agree(work, &done.survey)?;
         self.hide_image(beside)?;
         Ok(done.warnings())
     }
@@ -261,14 +289,7 @@ impl Target for TreeTarget {
         if !self.live.is_dir() {
             return Ok(Existing::Nothing);
         }
-        let rules = TreeRules {
-            exclude: Exclude::default(),
-            own_dirs: Vec::new(),
-            cross_mounts: true,
-            mounted: Vec::new(),
-            allow_empty: true,
-        };
-        let found = tree::inventory(&self.live, &rules, context.cancel)?.report;
+        let found = tree::inventory(&self.live, &whole(), context.cancel)?.report;
         Ok(match found.entries_below() {
             0 => Existing::Nothing,
             _ => Existing::Something(format!("{} files, {}", found.files, show_bytes(found.bytes))),
@@ -308,6 +329,21 @@ impl Target for TreeTarget {
         Ok(change::plan_directory(&self.live, &beside, carried)?)
     }
 
+    fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
+        let found = tree::inventory(&self.live, &whole(), context.cancel)?.report;
+        let now = [
+            ("entries", found.entries),
+            ("files", found.files),
+            ("directories", found.directories),
+            ("symlinks", found.symlinks),
+            ("hardlinks", found.hardlinks),
+            ("fifos", found.fifos),
+            ("bytes", found.bytes),
+        ];
+        let then = |key: &str| component.facts.get(key).and_then(Value::as_u64);
+        Ok(now.into_iter().filter_map(|(key, now)| Some(Compared::exactly(key, then(key)?, now))).collect())
+    }
+
     /// A container that was not stopped in time still has the old tree, although the engine shows the new one. What its
     /// own process sees tells.
     fn check(
@@ -334,6 +370,17 @@ impl Target for TreeTarget {
             }
         }
         Ok(Vec::new())
+    }
+}
+
+/// All that is there.
+fn whole() -> TreeRules {
+    TreeRules {
+        exclude: Exclude::default(),
+        own_dirs: Vec::new(),
+        cross_mounts: true,
+        mounted: Vec::new(),
+        allow_empty: true,
     }
 }
 
@@ -369,7 +416,7 @@ impl SqliteTarget {
         file.sync_all().map_err(put)
     }
 
-    fn compare(&self, work: &Work<'_>, path: &Path) -> Result<(), SourceError> {
+    fn must_agree(&self, work: &Work<'_>, path: &Path) -> Result<(), SourceError> {
         let found: Map<String, Value> = crate::source::examine_sqlite(path)
             .map_err(|why| SourceError::bad(work.name, format!("the database in the archive: {why}")))?;
         if work.compare && found.get("rows") != work.component.facts.get("rows") {
@@ -411,7 +458,7 @@ impl Target for SqliteTarget {
         let new = self.beside(work, "");
         journal.record(&work.scratch(&new))?;
         self.write(context, work, &new)?;
-        self.compare(work, &new)?;
+        self.must_agree(work, &new)?;
         let put = |source| SourceError::Place { path: new.clone(), source };
         let mode = work.component.facts.get("mode").and_then(Value::as_str);
         let mode = mode.and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o600);
@@ -439,6 +486,20 @@ impl Target for SqliteTarget {
     }
 
     fn check(&self, _: &Context<'_>, work: &Work<'_>, _: &[Container]) -> Result<Vec<String>, SourceError> {
-        self.compare(work, &self.live).map(|()| Vec::new())
+        self.must_agree(work, &self.live).map(|()| Vec::new())
+    }
+
+    fn compare(&self, _: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
+        let found = crate::source::examine_sqlite(&self.live)
+            .map_err(|why| SourceError::bad(self.live.display().to_string(), why))?;
+        let rows = |facts: &Map<String, Value>| facts.get("rows").and_then(Value::as_object).cloned();
+        let (then, now) = (rows(&component.facts).unwrap_or_default(), rows(&found).unwrap_or_default());
+        let number = |rows: &Map<String, Value>, table: &str| rows.get(table).and_then(Value::as_u64);
+        let mut compared = vec![Compared::exactly("tables", then.len() as u64, now.len() as u64)];
+        compared.extend(then.keys().map(|table| {
+            let (then, now) = (number(&then, table).unwrap_or(0), number(&now, table).unwrap_or(0));
+            Compared::exactly(format!("rows of {table}"), then, now)
+        }));
+        Ok(compared)
     }
 }

@@ -64,6 +64,8 @@ pub enum Command {
     Extract(ExtractArgs),
     /// Bring components of a backup back
     Restore(RestoreArgs),
+    /// Prove that a backup can be brought back: into throwaway containers and scratch, touching nothing live
+    Drill(DrillArgs),
     /// Undo what a killed run left: containers that it held, files that it staged
     Recover,
     /// Show what retention lets go, and why; delete it with --confirm
@@ -300,6 +302,40 @@ pub struct VerifyArgs {
     /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
     #[arg(long, value_name = "FILE")]
     pub identity: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// Name of the backup, or the path of its archive [default: the latest]
+    #[arg(conflicts_with = "latest")]
+    pub backup: Option<String>,
+    /// The newest backup that lacks nothing critical
+    #[arg(long)]
+    pub latest: bool,
+    /// The copy in this store: its name, or a URL such as s3://BUCKET/PATH [default: the nearest]
+    #[arg(long, value_name = "STORE|URL")]
+    pub from: Option<String>,
+    /// Only backups of this host
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Keys for the URL, in a file of lines NAME = VALUE [default: the environment]
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
+    /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+    /// Do nothing, and say so, on a host whose configuration names no identity
+    #[arg(long)]
+    pub if_identity: bool,
+    /// Wait this long for another run to end, such as 12h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
+}
+
+impl DrillArgs {
+    pub fn place(&self) -> PlaceArgs {
+        PlaceArgs { store: self.from.clone(), host: self.host.clone(), credentials: self.credentials.clone() }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -101,6 +101,8 @@ pub struct Docker {
     pub(super) cancel: Cancel,
     project: Option<String>,
     address: String,
+    /// Containers without this value of the label of drills are not there.
+    pub(super) fence: Option<String>,
 }
 
 impl Docker {
@@ -124,7 +126,7 @@ impl Docker {
         .map_err(|e| unreachable(reason(&e)))?
         // Each of our calls has its own deadline; this one would cut a long stop short.
         .with_timeout(Duration::from_secs(24 * 3600));
-        let docker = Self { api: api.clone(), runtime, cancel, project, address: name.clone() };
+        let docker = Self { api: api.clone(), runtime, cancel, project, address: name.clone(), fence: None };
         let negotiated = docker
             .call("negotiating the API version", async move { api.negotiate_version().await })
             .map_err(|e| match e {
@@ -139,6 +141,12 @@ impl Docker {
     /// The same connection, deaf to the interrupt of the run: for what must be undone in any case.
     pub fn undisturbed(&self) -> Self {
         Self { cancel: Cancel::default(), ..self.clone() }
+    }
+
+    /// The same connection, for which there are no containers but those of one drill: whatever is done through it can touch
+    /// no other.
+    pub fn fenced(&self, drill: &str) -> Self {
+        Self { fence: Some(drill.to_owned()), ..self.clone() }
     }
 
     /// Whether the engine's paths and processes are those of this host.

@@ -10,6 +10,7 @@ use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBu
 
 use super::acts::HELPER_LABEL;
 use super::client::{Docker, DockerError};
+use super::throwaway::DRILL_LABEL;
 use crate::run_journal::{Held, How};
 
 const PROJECT: &str = "com.docker.compose.project";
@@ -318,7 +319,13 @@ impl Docker {
     fn inspect(&self, name: &str) -> Result<Container, DockerError> {
         let what = format!("looking at container {name}");
         let raw = self.call(&what, self.api.inspect_container(name, None::<InspectContainerOptions>))?;
-        Ok(convert(raw))
+        let container = convert(raw);
+        match &self.fence {
+            Some(drill) if container.labels.get(DRILL_LABEL) != Some(drill) => {
+                Err(DockerError::Refused { what, status: 404, reason: "it is none of this drill".into() })
+            }
+            _ => Ok(container),
+        }
     }
 }
 

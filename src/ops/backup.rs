@@ -23,7 +23,7 @@ use crate::archive::gzip::Pool;
 use crate::archive::pack::PackError;
 use crate::cancel::Interrupted;
 use crate::catalog::Listing;
-use crate::config::{Components, Seal, Tier};
+use crate::config::{Agent, Components, Seal, Tier};
 use crate::delivery::Receipt;
 use crate::docker::hold::Holds;
 use crate::docker::{Docker, DockerError};
@@ -358,7 +358,7 @@ pub fn run(
     world: &World<'_>,
 ) -> Result<Outcome, BackupError> {
     make_private(&setup.agent.state_dir)?;
-    let holds = holds(setup, world);
+    let holds = holds(&setup.agent, world);
     let outcome = run_with(setup, plan, &holds, world);
     let left_held = holds.finish();
     outcome.map(|outcome| Outcome { left_held, ..outcome })
@@ -537,8 +537,7 @@ pub(super) fn own_dirs_of(setup: &Setup) -> Vec<PathBuf> {
 }
 
 /// The holds of this run. Nothing is written or started before the first one.
-pub(super) fn holds<'a>(setup: &Setup, world: &World<'a>) -> Holds<'a> {
-    let agent = &setup.agent;
+pub(super) fn holds<'a>(agent: &Agent, world: &World<'a>) -> Holds<'a> {
     let dirs = [
         ("--state-dir", &agent.state_dir),
         ("--staging-dir", &agent.staging_dir),

@@ -9,11 +9,11 @@ use tokio::runtime::Handle;
 use crate::cancel::{Cancel, Interrupted};
 use crate::config::Dirs;
 use crate::docker::hold::released;
-use crate::docker::{Docker, DockerError};
+use crate::docker::{DRILL_LABEL, Docker, DockerError};
 use crate::hint::{Hint, chain};
 use crate::progress::{Event, Monitor, What};
 use crate::run_guard::RunGuard;
-use crate::run_journal::{Held, How, Pending, RunJournal, Step};
+use crate::run_journal::{Drill, Held, How, Pending, RunJournal, Step};
 use crate::staging::Staging;
 
 /// What was done, and what is left to do.
@@ -44,7 +44,13 @@ pub fn pending(dirs: &Dirs) -> Vec<String> {
             let scratch = pending.scratch.iter().map(|(_, s)| format!("{s} was left by a restore"));
             let held = pending.held.iter().map(|h| format!("{} is held by a killed run", h.name));
             let helpers = pending.helpers.iter().map(|h| format!("{} was made by a killed run", h.name));
-            changes.chain(scratch).chain(held).chain(helpers).collect()
+            let drill = pending.drill.iter().map(|d| {
+                format!(
+                    "a drill was broken off, and its containers may be there (label {DRILL_LABEL}={})",
+                    d.id
+                )
+            });
+            changes.chain(scratch).chain(held).chain(helpers).chain(drill).collect()
         }
     }
 }
@@ -93,6 +99,9 @@ fn undo(
     monitor: &dyn Monitor,
     done: &mut Recovered,
 ) -> Result<(), Interrupted> {
+    if let Some(drill) = &pending.drill {
+        return throw_away(journal, pending, drill, runtime, cancel, monitor, done);
+    }
     let by_engine = !pending.touched.is_empty()
         || !pending.helpers.is_empty()
         || pending.changes.iter().any(|c| c.change.server().is_some())
@@ -147,6 +156,40 @@ fn undo(
             Err(DockerError::Interrupted(i)) => return Err(i),
             Err(e) => leave(done, monitor, format!("{name} could not be removed: {}", chain(&e))),
         }
+    }
+    Ok(())
+}
+
+/// Removes what a drill made. Without an engine it made nothing but files in staging.
+fn throw_away(
+    journal: &RunJournal,
+    pending: &Pending,
+    drill: &Drill,
+    runtime: &Handle,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+    done: &mut Recovered,
+) -> Result<(), Interrupted> {
+    if pending.socket.is_some() {
+        let Some(docker) = engine(pending, runtime, cancel, monitor, done)? else { return Ok(()) };
+        match docker.remove_drill(&drill.id, drill.unsettled(Timestamp::now())) {
+            Ok(names) => {
+                for name in names {
+                    let text = format!("Removed what a drill left: {name}");
+                    monitor.event(Event::new(What::LeftoverRemoved, text));
+                    done.removed.push(name);
+                }
+            }
+            Err(DockerError::Interrupted(i)) => return Err(i),
+            Err(e) => {
+                let what = format!("the containers of a drill (label {DRILL_LABEL}={})", drill.id);
+                leave(done, monitor, format!("{what} could not be removed: {}{}", chain(&e), hint(&e)));
+                return Ok(());
+            }
+        }
+    }
+    if let Err(e) = journal.record(&Step::DrillRemoved { id: drill.id.clone() }) {
+        leave(done, monitor, chain(&e));
     }
     Ok(())
 }

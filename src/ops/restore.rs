@@ -28,10 +28,10 @@ use crate::run_guard::RunGuard;
 use crate::run_journal::Pending;
 use crate::setup::Setup;
 use crate::source::{Configured, Context, Originals, Source, SourceError};
-use crate::target::{Existing, Target, Wishes, Work};
+use crate::target::{Compared, Existing, Target, Wishes, Work};
 use crate::units::{millis, show_bytes};
 
-pub use fetch::{FetchError, Fetched, fetch};
+pub use fetch::{FetchError, Fetched, fetch, fetch_one};
 
 /// What was asked for.
 #[derive(Debug, Clone, Default)]
@@ -367,11 +367,41 @@ impl<'a> Restore<'a> {
             .any(|s| s.source.needs_docker() || s.source.may_be_mounted() || !s.dependents.is_empty());
         // A service of that name in another stack is not what the data came from.
         let docker = connect_if(needed, setup, world)?.map(|d| d.else_in_project(project_of(chosen)));
-        let own_dirs = own_dirs_of(setup);
-        Ok(Self { setup, request, fetched, chosen, world, docker, own_dirs, holds: holds(setup, world) })
+        Ok(Self::within(setup, request, fetched, chosen, world, docker, holds(&setup.agent, world)))
     }
 
-    fn context(&self) -> Context<'_> {
+    /// A restore that is a part of something else, which knows the engine and began the run.
+    pub(super) fn within(
+        setup: &'a Setup,
+        request: &'a Request,
+        fetched: &'a Fetched,
+        chosen: &'a [Chosen<'a>],
+        world: &'a World<'a>,
+        docker: Result<Docker, DockerError>,
+        holds: Holds<'a>,
+    ) -> Self {
+        let own_dirs = own_dirs_of(setup);
+        Self { setup, request, fetched, chosen, world, docker, own_dirs, holds }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.chosen.is_empty()
+    }
+
+    /// What the manifest says of each component beside what is there now.
+    pub(super) fn compare(&self) -> Vec<(&'a str, Result<Vec<Compared>, SourceError>)> {
+        let one = |c: &Chosen<'a>| {
+            let of_name = |s: &&Configured| s.name.as_str() == c.name;
+            let source = &self.setup.sources.iter().find(of_name)?.source;
+            let context = self.context();
+            let target = source.target(&context, c.component).transpose()?;
+            Some((c.name, target.and_then(|target| target.compare(&context, c.component))))
+        };
+        self.chosen.iter().filter_map(one).collect()
+    }
+
+    /// What may be used beside the targets.
+    pub(super) fn context(&self) -> Context<'_> {
         let tier = self.fetched.manifest.tier.as_str();
         context(self.setup, tier, self.world, &self.docker, &self.holds, &self.own_dirs, None)
     }
@@ -465,9 +495,13 @@ impl<'a> Restore<'a> {
     }
 
     fn work_of<'b>(&'b self, chosen: &'b Chosen<'b>) -> Work<'b> {
+        self.work_on(chosen.name, chosen.component)
+    }
+
+    pub(super) fn work_on<'b>(&'b self, name: &'b str, component: &'b Component) -> Work<'b> {
         Work {
-            name: chosen.name,
-            component: chosen.component,
+            name,
+            component,
             dir: self.fetched.dir(),
             id: &self.fetched.id,
             compare: !self.request.skip_validation,

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::id::{show_name, show_text};
 use crate::manifest::{ComponentState, Manifest};
-use crate::marks::Depth;
+use crate::marks::{Depth, DrillVerdict};
 use crate::ops::apply;
 use crate::ops::backup::{Outcome, Preview};
+use crate::ops::drill::{self, Proof};
 use crate::ops::init::Found;
 use crate::ops::list::Row;
 use crate::ops::mark;
@@ -15,6 +16,7 @@ use crate::ops::prune::{DeedKind, Plot};
 use crate::ops::restore::{Fate, RestoreOutcome, RestorePlan};
 use crate::ops::status::{Remark, Status};
 use crate::ops::sync;
+use crate::target::Compared;
 use crate::units::{show_bytes, show_duration};
 
 /// Columns as wide as their widest cell; the first row is the heading.
@@ -282,6 +284,59 @@ pub fn restore_outcome(o: &RestoreOutcome) -> String {
     let others = o.left_held.iter().chain(&o.unhealthy).chain(&o.warnings);
     out.extend(others.map(|text| format!("  {text}\n")));
     out
+}
+
+/// What a drill proved, and what not. `all`: every number that was compared.
+pub fn drill(r: &drill::Report, all: bool) -> String {
+    let verdict = match r.verdict {
+        DrillVerdict::Good => "good",
+        DrillVerdict::Partly => "NOT ALL OF IT WAS DRILLED",
+        DrillVerdict::NotDrilled => "NOT DRILLED",
+        DrillVerdict::Bad => "BAD",
+    };
+    let made = r.made.as_ref().map_or_else(String::new, |t| format!(" (made {t})"));
+    let mut out = format!("Drill of {}{made} in {}: {verdict}\n", r.backup, r.store);
+    let hint = |h: &Option<String>| h.as_ref().map_or_else(String::new, |h| format!("    hint: {h}\n"));
+    out.extend(r.reason.iter().map(|why| format!("  {why}\n")));
+    out.push_str(&hint(&r.hint));
+    for l in &r.components {
+        let words = match (l.proof, &l.reason, &l.place) {
+            (Proof::Failed, Some(why), _) => format!("FAILED: {why}"),
+            (Proof::NotDrilled, Some(why), _) => format!("not drilled: {why}"),
+            (_, _, Some(place)) => format!("proved: {place}; {}", compared(&l.compared)),
+            (_, _, None) => "proved".to_owned(),
+        };
+        out.push_str(&format!("  {}: {words}\n", l.component));
+        out.push_str(&hint(&l.hint));
+        out.extend(l.warnings.iter().map(|w| format!("    {w}\n")));
+        for c in l.compared.iter().filter(|_| all) {
+            let sign = if c.equal { "" } else { "  DIFFERS" };
+            out.push_str(&format!(
+                "    {}: {} in the manifest, {} found{sign}\n",
+                c.what, c.manifest, c.found
+            ));
+        }
+    }
+    let time = |ms: u64| show_duration(Duration::from_millis(ms));
+    if let Some(rto) = r.rto_ms {
+        let fetched = r.fetch_ms.map_or_else(String::new, |ms| format!(", {} of it to fetch", time(ms)));
+        let bytes = r.bytes.map_or_else(String::new, |n| format!(" {}", show_bytes(n)));
+        out.push_str(&format!("Time to recover: {}{fetched}{bytes}\n", time(rto)));
+    }
+    out.extend(r.left.iter().chain(&r.notes).map(|text| format!("  {text}\n")));
+    out
+}
+
+/// The first few numbers, and how many there are.
+fn compared(all: &[Compared]) -> String {
+    let shown: Vec<String> = all.iter().take(3).map(|c| format!("{} {}", c.found, c.what)).collect();
+    match all.len() {
+        0 => "no numbers to compare".to_owned(),
+        n if n > shown.len() => {
+            format!("{n} numbers as in the manifest: {}, … (all with -v)", shown.join(", "))
+        }
+        _ => format!("as in the manifest: {}", shown.join(", ")),
+    }
 }
 
 /// The last words of a run, for a person.

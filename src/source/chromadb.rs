@@ -13,13 +13,14 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, Context, Kind, Source, SourceError, Uses, container_facts, layer_warning, selector, tree_facts,
+    Capture, Context, Kind, Rehearsal, Source, SourceError, Uses, container_facts, layer_warning, selector,
+    tree_facts,
 };
 use crate::archive::compress::Staged;
 use crate::chroma::copy::{CopyFacts, DATABASE};
 use crate::chroma::{ChromaError, Collection, Exported, location};
 use crate::config::Section;
-use crate::docker::{Container, Docker, DockerError, Limits, Place, Seat, Selector};
+use crate::docker::{Container, Docker, DockerError, Image, Limits, Place, Seat, Selector, Throwaway};
 use crate::held_copy::{self, Consistency, Copied, CopySettings, HeldCopy};
 use crate::hint::chain;
 use crate::id::Name;
@@ -30,7 +31,15 @@ use crate::target::Target;
 use beside::{Beside, VECTOR_LIST, check};
 use server::{COMING_UP, collections, lacks};
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: true,
+    on_by_default: true,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Server(throwaway),
+};
 
 /// Copies until one is not of a moment at which the server wrote vectors, and the rest between two of them.
 const ATTEMPTS: usize = 8;
@@ -69,6 +78,33 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
         copy: CopySettings::read(s, Consistency::Pause, limits.idle),
         limits,
     })
+}
+
+/// A server that keeps its data where the other one did. Without a token: nobody else can reach it.
+fn throwaway(component: &Component, image: &Image) -> Throwaway {
+    let argv: Vec<String> = image.entrypoint.iter().chain(&image.cmd).cloned().collect();
+    let image_name = component.facts.get("image").and_then(Value::as_str).unwrap_or_default();
+    let shown = location::Shown {
+        argv: &argv,
+        env: &image.env,
+        working_dir: &image.working_dir,
+        image: image_name,
+        version: component.facts.get("server_version").and_then(Value::as_str),
+        config: None,
+    };
+    let then = component.facts.get("path").and_then(Value::as_str).map(str::to_owned);
+    let usual = || location::of(&shown).candidates.into_iter().next().unwrap_or_else(|| "/data".into());
+    let path = then.unwrap_or_else(usual);
+    // The command of 1.x; what starts 0.x in the usual image reads the environment instead.
+    let by_command = image.cmd.first().is_none_or(|word| word == "run");
+    let run = ["run", "--host", "0.0.0.0", "--port", "8000", "--path", &path].map(str::to_owned);
+    let env =
+        [("IS_PERSISTENT", "TRUE"), ("PERSIST_DIRECTORY", path.as_str()), ("ANONYMIZED_TELEMETRY", "FALSE")];
+    Throwaway {
+        volumes: image.volumes_with(&[&path]),
+        env: env.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),
+        cmd: by_command.then(|| run.to_vec()),
+    }
 }
 
 /// The data of a server that was found.
@@ -322,7 +358,7 @@ impl Source for Chroma {
 
         let mut facts = tree_facts(&copied.report);
         if let Some(container) = &container {
-            container_facts(&mut facts, container);
+            container_facts(&mut facts, context, container);
         }
         held_copy::facts(&place, path.as_deref(), &mut facts);
         facts.insert("collections".into(), json!(copy_facts.collections));

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Source, SourceError};
+use super::{Capture, CheckError, Context, Kind, Member, Rehearsal, Rehearsed, Source, SourceError};
 use crate::config::Section;
 use crate::docker::Limits;
 use crate::id::{Name, encode};
@@ -16,7 +16,15 @@ use crate::process::{Process, Request};
 use crate::secret::SecretRef;
 use crate::staging::Stage;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: true,
+    on_by_default: true,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Read(|_, _| Ok(Rehearsed::default())),
+};
 
 struct Command {
     argv: Vec<String>,

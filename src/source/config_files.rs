@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
 
-use super::{Capture, CheckError, Context, Kind, Member, Originals, Source, SourceError, Uses};
+use super::{
+    Capture, CheckError, Context, Kind, Member, Originals, Rehearsal, Rehearsed, Source, SourceError, Uses,
+};
 use crate::archive::seal::{SealError, unseal};
 use crate::archive::tree::show_name;
 use crate::config::Section;
@@ -24,9 +26,17 @@ use crate::id::Name;
 use crate::manifest::{CONFIG_DIR, Component};
 use crate::redact::{Input, redact};
 use crate::staging::Stage;
-use crate::target::Work;
+use crate::target::{Compared, Work};
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: true,
+    on_by_default: true,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Read(rehearse),
+};
 
 /// A configuration file larger than this is not one.
 const MAX_BYTES: u64 = 16 << 20;
@@ -106,48 +116,20 @@ impl Source for ConfigFiles {
             let found = paths.into_iter().zip(names).filter_map(|(path, name)| Some((of_name(&name)?, path)));
             return Ok(found.collect());
         }
-        let mut text = String::new();
-        File::open(work.dir.join(&inventory))
-            .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
-            .map_err(|source| SourceError::Read { what: format!("{inventory} of the archive"), source })?;
+        let text = inventory_of(work, &inventory)?;
         Ok(copies_of(paths, &text, members))
     }
 
     fn originals<'a>(&'a self, context: &Context<'_>, work: &Work<'_>) -> Result<Originals<'a>, SourceError> {
-        if !work.component.members.iter().any(|m| m == originals::MEMBER) {
-            return Ok(Originals::None);
-        }
-        let closed =
-            |why: String, hint| Ok(Originals::Closed(format!("the originals stay sealed: {why}"), hint));
-        let identities = match context.keyring.identities(context.vault) {
-            Ok(Some(identities)) => identities,
-            Ok(None) => {
-                return closed(
-                    "there is no identity on this host".into(),
-                    Some("name one: --identity FILE".into()),
-                );
+        Ok(match open_originals(context, work)? {
+            Opened::None => Originals::None,
+            Opened::Closed(why, hint) => Originals::Closed(why, hint),
+            Opened::Open(found) => {
+                let store = putting::Credstore::default();
+                let putting = putting::Putting::new(context, &self.paths(context), &found, store);
+                Originals::Open(Box::new(putting))
             }
-            Err(e) => {
-                return Err(SourceError::Bad { what: "the identity".into(), why: chain(&e), hint: e.hint() });
-            }
-        };
-        let read =
-            |source| SourceError::Read { what: format!("{} of the archive", originals::MEMBER), source };
-        let sealed = File::open(work.dir.join(originals::MEMBER)).map_err(read)?;
-        let mut tar = match unseal(Box::new(sealed), &identities) {
-            Ok(tar) => tar,
-            Err(e @ SealError::NoIdentity { .. }) => return closed(chain(&e), e.hint()),
-            Err(e) => {
-                return Err(SourceError::Bad {
-                    what: originals::MEMBER.into(),
-                    why: chain(&e),
-                    hint: e.hint(),
-                });
-            }
-        };
-        let found = originals::read(&mut tar, context.cancel)?;
-        let store = putting::Credstore::default();
-        Ok(Originals::Open(Box::new(putting::Putting::new(context, &self.paths(context), &found, store))))
+        })
     }
 
     fn method(&self) -> String {
@@ -219,6 +201,52 @@ impl Source for ConfigFiles {
         }
         Ok(capture)
     }
+}
+
+fn inventory_of(work: &Work<'_>, member: &str) -> Result<String, SourceError> {
+    let mut text = String::new();
+    File::open(work.dir.join(member))
+        .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
+        .map_err(|source| SourceError::Read { what: format!("{member} of the archive"), source })?;
+    Ok(text)
+}
+
+/// The sealed originals of an archive.
+enum Opened {
+    /// The archive has none.
+    None,
+    /// They cannot be opened: why, and what to do.
+    Closed(String, Option<String>),
+    Open(Vec<originals::Found>),
+}
+
+fn open_originals(context: &Context<'_>, work: &Work<'_>) -> Result<Opened, SourceError> {
+    if !work.component.members.iter().any(|m| m == originals::MEMBER) {
+        return Ok(Opened::None);
+    }
+    let closed = |why: String, hint| Ok(Opened::Closed(format!("the originals stay sealed: {why}"), hint));
+    let identities = match context.keyring.identities(context.vault) {
+        Ok(Some(identities)) => identities,
+        Ok(None) => {
+            return closed(
+                "there is no identity on this host".into(),
+                Some("name one: --identity FILE".into()),
+            );
+        }
+        Err(e) => {
+            return Err(SourceError::Bad { what: "the identity".into(), why: chain(&e), hint: e.hint() });
+        }
+    };
+    let read = |source| SourceError::Read { what: format!("{} of the archive", originals::MEMBER), source };
+    let sealed = File::open(work.dir.join(originals::MEMBER)).map_err(read)?;
+    let mut tar = match unseal(Box::new(sealed), &identities) {
+        Ok(tar) => tar,
+        Err(e @ SealError::NoIdentity { .. }) => return closed(chain(&e), e.hint()),
+        Err(e) => {
+            return Err(SourceError::Bad { what: originals::MEMBER.into(), why: chain(&e), hint: e.hint() });
+        }
+    };
+    Ok(Opened::Open(originals::read(&mut tar, context.cancel)?))
 }
 
 fn read_file(path: &Path) -> io::Result<Original> {
@@ -304,6 +332,32 @@ fn inventory_line(o: &Original, member: &str) -> String {
 
 fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
     io::copy(member.body, &mut io::sink()).map(|_| ()).map_err(CheckError::Read)
+}
+
+/// Every file of the list is there, and the originals open: what a restore of them would need.
+fn rehearse(context: &Context<'_>, work: &Work<'_>) -> Result<Rehearsed, SourceError> {
+    let fact = |key: &str| work.fact(key).unwrap_or(0);
+    let mut done = Rehearsed::default();
+    let members = &work.component.members;
+    let inventory = format!("{CONFIG_DIR}{INVENTORY}");
+    if members.contains(&inventory) {
+        let text = inventory_of(work, &inventory)?;
+        let listed = text.lines().filter(|line| !line.starts_with('#'));
+        let there =
+            listed.filter_map(|line| line.rsplit_once('\t')).filter(|(_, m)| members.iter().any(|x| x == m));
+        done.compared.push(Compared::exactly("files", fact("files"), there.count() as u64));
+    }
+    match open_originals(context, work)? {
+        Opened::None => {}
+        Opened::Closed(why, hint) => done.closed = Some((why, hint)),
+        Opened::Open(found) => {
+            let secrets = found.iter().filter(|f| f.name.starts_with(b"credentials/")).count() as u64;
+            let files = found.len() as u64 - secrets;
+            done.compared.push(Compared::exactly("originals", fact("originals"), files));
+            done.compared.push(Compared::exactly("secrets", fact("secrets"), secrets));
+        }
+    }
+    Ok(done)
 }
 
 fn restore(_: &str, component: &Component) -> String {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, SET_ASIDE, Source, SourceError, Uses, check_tree, exclude,
-    quote, tree_facts,
+    Capture, CheckError, Context, Kind, Member, Rehearsal, SET_ASIDE, Source, SourceError, Uses, check_tree,
+    exclude, quote, tree_facts,
 };
 use crate::archive::tarfile::TarWriter;
 use crate::archive::tree::{self, Exclude, TreeRules, Unwatched};
@@ -20,7 +20,15 @@ use crate::staging::Stage;
 use crate::target::{Target, TreeTarget};
 use std::io::Write;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: true,
+    on_by_default: true,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Directory,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, container_facts, place_target,
-    selector, tree_facts,
+    Capture, CheckError, Context, Kind, Member, Rehearsal, Source, SourceError, Uses, container_facts,
+    place_target, selector, tree_facts,
 };
 use crate::archive::read::walk_tar_watched;
 use crate::archive::tree::{Watch, show_name};
@@ -23,7 +23,15 @@ use crate::manifest::Component;
 use crate::staging::Stage;
 use crate::target::Target;
 
-pub const KIND: Kind = Kind { critical: false, on_by_default: false, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: false,
+    on_by_default: false,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Directory,
+};
 
 /// Where the image keeps its data.
 const DEFAULT_PATH: &str = "/root/.ollama";
@@ -99,7 +107,7 @@ impl Source for Ollama {
             HeldCopy { place: &place, container: Some(&container), settings: &self.copy, member: &member };
         let copied = copy.take(context, stage, &mut library)?;
         let mut facts = tree_facts(&copied.report);
-        container_facts(&mut facts, &container);
+        container_facts(&mut facts, context, &container);
         held_copy::facts(&place, Some(&path), &mut facts);
         facts.extend(library.facts());
         let wrong: Vec<String> = copied.report.incomplete().into_iter().chain(library.problem()).collect();

@@ -11,13 +11,14 @@ use std::io::Write;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, container_facts, quote, selector,
+    Capture, CheckError, Context, Kind, Member, Rehearsal, Source, SourceError, Uses, container_facts, quote,
+    selector,
 };
 use crate::archive::compress::Staged;
 use crate::archive::layout::cat;
 use crate::config::Section;
 use crate::docker::hold::InUse;
-use crate::docker::{Container, DockerError, Limits, Selector};
+use crate::docker::{Container, DockerError, Image, Limits, Selector, Throwaway};
 use crate::format::sqldump::{DumpFacts, DumpKind, DumpScanner};
 use crate::hint::chain;
 use crate::id::{Name, encode};
@@ -27,7 +28,15 @@ use crate::secret::SecretRef;
 use crate::staging::Stage;
 use crate::target::Target;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: true,
+    on_by_default: true,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Server(throwaway),
+};
 
 struct Postgres {
     name: Name,
@@ -57,6 +66,24 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
         ),
         limits,
     })
+}
+
+/// An empty cluster of the same superuser: the image makes it when it starts for the first time.
+fn throwaway(component: &Component, image: &Image) -> Throwaway {
+    let user = component.facts.get("user").and_then(Value::as_str).unwrap_or("postgres");
+    let data = image.env.iter().find(|(key, _)| key == "PGDATA").map(|(_, path)| path.as_str());
+    let data = data.unwrap_or("/var/lib/postgresql/data");
+    let env = [
+        ("POSTGRES_USER", user.to_owned()),
+        // The database of its name would be one that the backup need not have.
+        ("POSTGRES_DB", "postgres".to_owned()),
+        ("POSTGRES_PASSWORD", target::short(&["drill", user])),
+    ];
+    Throwaway {
+        volumes: image.volumes_with(&[data]),
+        env: env.map(|(key, value)| (key.to_owned(), value)).to_vec(),
+        cmd: None,
+    }
 }
 
 impl Postgres {
@@ -175,7 +202,7 @@ impl Source for Postgres {
         let (_in_use, server) = self.server(context)?;
         let databases = self.choose(&server)?;
         let mut capture = Capture { consistency: "dump", ..Capture::default() };
-        container_facts(&mut capture.facts, &server.container);
+        container_facts(&mut capture.facts, context, &server.container);
         let main = databases.first().map_or("postgres", String::as_str);
         let version = server.ask(main, "SHOW server_version")?;
         capture.facts.insert("server_version".into(), json!(version.first()));

@@ -17,12 +17,12 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, container_facts, copy, quote,
-    selector,
+    Capture, CheckError, Context, Kind, Member, Rehearsal, Source, SourceError, Uses, container_facts, copy,
+    quote, selector,
 };
 use crate::archive::compress::ComponentWriter;
 use crate::config::Section;
-use crate::docker::{Limits, Selector};
+use crate::docker::{Image, Limits, Selector, Throwaway};
 use crate::format::rdb::{self, Checked, RdbFacts};
 use crate::id::Name;
 use crate::manifest::Component;
@@ -33,7 +33,15 @@ use server::Server;
 use settings::{fact, first_part, list_of_first_part, list_of_parts};
 use target::RedisTarget;
 
-pub const KIND: Kind = Kind { critical: false, on_by_default: true, watched: false, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: false,
+    on_by_default: true,
+    watched: false,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Server(throwaway),
+};
 
 struct Redis {
     name: Name,
@@ -67,6 +75,21 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
         ),
         limits,
     })
+}
+
+/// A server that keeps an append-only file if the other one did: that is what a restore must get right.
+fn throwaway(component: &Component, image: &Image) -> Throwaway {
+    let aof = component.facts.get("aof").and_then(Value::as_bool) == Some(true);
+    let is_server = |word: &String| word.ends_with("-server");
+    let cmd = match (aof, image.cmd.first().is_some_and(is_server)) {
+        (true, true) => {
+            let more = ["--appendonly", "yes"].map(str::to_owned);
+            Some(image.cmd.iter().cloned().chain(more).collect())
+        }
+        _ => None,
+    };
+    let dir = if image.working_dir.len() > 1 { image.working_dir.as_str() } else { "/data" };
+    Throwaway { volumes: image.volumes_with(&[dir]), env: Vec::new(), cmd }
 }
 
 /// Where the dump file is read from.
@@ -225,7 +248,7 @@ impl Source for Redis {
             volumes: volume.into_iter().collect(),
             ..Capture::default()
         };
-        container_facts(&mut capture.facts, &server.container);
+        container_facts(&mut capture.facts, context, &server.container);
         let about = server.info("server")?;
         capture.facts.insert("server_version".into(), json!(about.get("redis_version")));
         let state = server.persistence()?;

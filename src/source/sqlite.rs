@@ -12,7 +12,8 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, copy, examine_sqlite, quote,
+    Capture, CheckError, Context, Kind, Member, Rehearsal, Source, SourceError, Uses, copy, examine_sqlite,
+    quote,
 };
 use crate::config::Section;
 use crate::docker::Limits;
@@ -21,7 +22,15 @@ use crate::manifest::Component;
 use crate::staging::Stage;
 use crate::target::{SqliteTarget, Target};
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: true,
+    on_by_default: true,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::File,
+};
 
 struct Sqlite {
     name: Name,

@@ -5,8 +5,8 @@
 use serde_json::json;
 
 use super::{
-    Capture, CheckError, Context, Kind, Member, Source, SourceError, Uses, check_tree, container_facts,
-    layer_warning, place_target, tree_facts,
+    Capture, CheckError, Context, Kind, Member, Rehearsal, Source, SourceError, Uses, check_tree,
+    container_facts, layer_warning, place_target, tree_facts,
 };
 use crate::archive::tree::Unwatched;
 use crate::config::Section;
@@ -17,7 +17,15 @@ use crate::manifest::Component;
 use crate::staging::Stage;
 use crate::target::Target;
 
-pub const KIND: Kind = Kind { critical: true, on_by_default: true, watched: true, read, check, restore };
+pub const KIND: Kind = Kind {
+    critical: true,
+    on_by_default: true,
+    watched: true,
+    read,
+    check,
+    restore,
+    rehearsal: Rehearsal::Directory,
+};
 
 struct Volume {
     name: Name,
@@ -134,7 +142,7 @@ impl Source for Volume {
         let copied = copy.take(context, stage, &mut Unwatched)?;
         let mut facts = tree_facts(&copied.report);
         if let Some(container) = &container {
-            container_facts(&mut facts, container);
+            container_facts(&mut facts, context, container);
         }
         held_copy::facts(&place, self.inside.as_ref().map(|(_, path)| path.as_str()), &mut facts);
         if !self.copy.exclude.patterns().is_empty() {

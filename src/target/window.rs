@@ -5,10 +5,11 @@
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
-use super::{Existing, Target, TreeTarget, Work};
+use super::{Compared, Existing, Target, TreeTarget, Work};
 use crate::archive::tree::{Exclude, TreeError};
 use crate::change::{self, Change, Scratch};
 use crate::docker::{Container, DockerError, Place};
+use crate::manifest::Component;
 use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
 
@@ -126,5 +127,9 @@ impl Target for WindowTarget {
         containers: &[Container],
     ) -> Result<Vec<String>, SourceError> {
         self.opened(context)?.tree.check(context, work, containers)
+    }
+
+    fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
+        self.opened(context)?.tree.compare(context, component)
     }
 }

@@ -55,7 +55,7 @@ impl Preview {
 pub fn preview(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Result<Preview, Interrupted> {
     let docker = connect(setup, plan, world)?;
     let own_dirs = own_dirs(setup, plan);
-    let holds = holds(setup, world);
+    let holds = holds(&setup.agent, world);
     let mut components = Vec::new();
     for s in &plan.selected {
         let context = context(setup, plan.tier.name.as_str(), world, &docker, &holds, &own_dirs, None);

@@ -55,7 +55,7 @@ fn lacking(setup: &Setup, plan: &BackupPlan<'_>, world: &World<'_>) -> Result<Op
     }
     let docker = connect(setup, plan, world)?;
     let own_dirs = own_dirs(setup, plan);
-    let holds = holds(setup, world);
+    let holds = holds(&setup.agent, world);
     for selected in &plan.selected {
         let context = context(setup, plan.tier.name.as_str(), world, &docker, &holds, &own_dirs, None);
         match selected.source.probe(&context) {

@@ -27,9 +27,9 @@ use crate::ops::World;
 use crate::ops::find::{Found, OpenError, opened};
 use crate::source::SourceError;
 use crate::staging::RunDir;
-use crate::store::StoreError;
+use crate::store::{StoreError, object};
 use crate::target::{Surveyed, Work};
-use crate::units::show_bytes;
+use crate::units::{millis, show_bytes};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -100,6 +100,11 @@ impl Fetched {
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
+
+    /// Milliseconds since fetching it began.
+    pub fn elapsed_ms(&self) -> u64 {
+        millis(self.began.elapsed())
+    }
 }
 
 /// Fetches the first copy that is what its manifest says. `dir` is a fresh private directory.
@@ -139,6 +144,14 @@ pub fn fetch(
     }))
 }
 
+/// Fetches this very copy, and no other.
+pub fn fetch_one(copy: &Found<'_>, dir: RunDir, world: &World<'_>) -> Result<Fetched, FetchError> {
+    let began = Instant::now();
+    let manifest = one(copy, &Request::default(), dir.path(), world)?;
+    let id = manifest.backup_name.to_string();
+    Ok(Fetched { manifest, id, surveyed: Surveyed::default(), began, dir })
+}
+
 fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> Result<Manifest, FetchError> {
     let name = found.entry.name.to_string();
     let store = found.store().name().to_owned();
@@ -153,7 +166,7 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     world.monitor.phase(&format!("fetching {name} from {store}"), manifest.bytes);
     clear(dir)?;
     let (stored, _) = found.open(world.cancel)?;
-    let mut input = Hashing { input: stored, hasher: Sha256::new(), world };
+    let mut input = Hashing { input: stored, hasher: Sha256::new(), world, broken: None };
     let mut members = Members::new(manifest, dir, request.skip_validation);
     let cannot = |e| FetchError::Open { name: name.clone(), store: store.clone(), source: Box::new(e) };
     let read = {
@@ -166,6 +179,10 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     };
     let (sums, inner) = (members.sums, members.inner);
     world.cancel.check()?;
+    // What was found in it may come from that.
+    if let Some(e) = input.broken.take() {
+        return Err(found.store().broken(&object(&found.dir, &manifest.archive_file()), e).into());
+    }
     match read {
         Ok(_) => {}
         Err(e @ FetchError::Write { .. }) => return Err(e),
@@ -174,7 +191,10 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     if manifest.encryption.is_sealed() && inner.is_none() {
         return Err(damaged(format!("{MANIFEST} is missing in it")));
     }
-    io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(e.to_string()))?;
+    if let Err(e) = io::copy(&mut input, &mut io::sink()) {
+        let e = input.broken.take().unwrap_or(e);
+        return Err(found.store().broken(&object(&found.dir, &manifest.archive_file()), e).into());
+    }
     let sha256 = hex::encode(input.hasher.finalize());
     if !request.skip_validation && manifest.sha256.as_deref() != Some(sha256.as_str()) {
         return Err(damaged("its bytes have another SHA-256 than the manifest says".into()));
@@ -364,17 +384,27 @@ impl<'a> Members<'a> {
     }
 }
 
-/// Hashes what passes, and stops for the signal.
+/// Hashes what passes, and stops for the signal. What reading fails with is kept: whoever looks inside passes it on as a
+/// text at best.
 struct Hashing<'a, R> {
     input: R,
     hasher: Sha256,
     world: &'a World<'a>,
+    broken: Option<io::Error>,
 }
 
 impl<R: Read> Read for Hashing<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.world.cancel.check().map_err(io::Error::other)?;
-        let n = self.input.read(buf)?;
+        let n = match self.input.read(buf) {
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Err(e),
+            Err(e) => {
+                let told = io::Error::other(e.to_string());
+                self.broken = Some(e);
+                return Err(told);
+            }
+        };
         self.hasher.update(&buf[..n]);
         self.world.monitor.moved(n as u64);
         Ok(n)

@@ -11,14 +11,14 @@ use serde_json::Value;
 use super::Chroma;
 use super::server::{COMING_UP, collections};
 use crate::change::{self, Change};
-use crate::chroma::copy::{self, CollectionFacts, CopyFacts, DATABASE};
+use crate::chroma::copy::{self, CollectionFacts, CopyFacts, DATABASE, DatabaseFacts};
 use crate::chroma::{Client, Collection, Import};
 use crate::docker::{Container, DockerError, Place};
 use crate::hint::{Hint, chain};
 use crate::manifest::Component;
 use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError, tree_target};
-use crate::target::{Existing, Target, TreeTarget, Work, make_empty_like};
+use crate::target::{Compared, Existing, Target, TreeTarget, Work, make_empty_like};
 
 pub(super) struct ChromaTarget<'a> {
     source: &'a Chroma,
@@ -141,7 +141,7 @@ impl ChromaTarget<'_> {
         if work.wishes.via_export {
             self.load(context, work, &client)?;
         }
-        self.compare(work, &client, warnings)
+        self.must_serve(work, &client, warnings)
     }
 
     fn client(&self, context: &Context<'_>, container: &Container) -> Result<Client, SourceError> {
@@ -172,7 +172,7 @@ impl ChromaTarget<'_> {
     }
 
     /// Every collection of the copy has its records at the server, and their vectors can be read.
-    fn compare(
+    fn must_serve(
         &self,
         work: &Work<'_>,
         client: &Client,
@@ -287,6 +287,27 @@ impl Target for ChromaTarget<'_> {
             return Ok(change::plan_directory(&self.tree.live, &beside, Vec::new())?);
         }
         self.tree.change(context, journal, work)
+    }
+
+    fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
+        let docker = context.docker()?;
+        let now = docker.find(&self.source.selector)?;
+        let client = self.client(context, &now)?;
+        let known = |key: &str| component.facts.get(key).cloned().unwrap_or_default();
+        let databases: Vec<DatabaseFacts> = serde_json::from_value(known("databases")).unwrap_or_default();
+        let wanted: Vec<CollectionFacts> = serde_json::from_value(known("collections")).unwrap_or_default();
+        let tenants = databases.iter().map(|d| d.tenant.clone()).collect();
+        let there = collections(&client, &CopyFacts { tenants, databases, ..CopyFacts::default() })?;
+        let mut compared = vec![Compared::exactly("collections", wanted.len() as u64, there.len() as u64)];
+        for one in &wanted {
+            let what = format!("records of {}/{}/{}", one.tenant, one.database, one.name);
+            let found = match there.iter().find(|c| c.id == one.id) {
+                Some(found) => client.count(found)?,
+                None => 0,
+            };
+            compared.push(Compared::exactly(what, one.records, found));
+        }
+        Ok(compared)
     }
 
     fn check(

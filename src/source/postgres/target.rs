@@ -28,7 +28,7 @@ use crate::manifest::Component;
 use crate::postgres::{Access, Databases, Pair, Prepared, Roles, Server, Settings, beside};
 use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
-use crate::target::{Existing, Target, Work};
+use crate::target::{Compared, Existing, Target, Work};
 use crate::units::show_bytes;
 
 /// How long a server that makes a new cluster may take.
@@ -371,6 +371,24 @@ impl Target for PostgresTarget<'_> {
         let loaded = self.loaded.borrow();
         let loaded = loaded.as_ref().ok_or_else(|| SourceError::bad(work.name, "nothing was loaded"))?;
         Ok(Change::Databases(Box::new(loaded.clone())))
+    }
+
+    fn compare(&self, context: &Context<'_>, _: &Component) -> Result<Vec<Compared>, SourceError> {
+        let (_in_use, server) = self.reach(context)?;
+        let mut compared = Vec::new();
+        for wanted in &self.wanted {
+            let rows = wanted.rows.clone().unwrap_or_default();
+            for (table, now) in counts(&server, &wanted.name, rows.keys())? {
+                let then = rows.get(&table).copied().unwrap_or(0);
+                compared.push(Compared::exactly(format!("rows of {}/{table}", wanted.name), then, now));
+            }
+            if let Some(then) = wanted.large_objects {
+                let counted = server.ask(&wanted.name, "SELECT count(*) FROM pg_largeobject_metadata")?;
+                let now = counted.first().and_then(|n| n.parse().ok()).unwrap_or(u64::MAX);
+                compared.push(Compared::exactly(format!("large objects of {}", wanted.name), then, now));
+            }
+        }
+        Ok(compared)
     }
 
     fn check(

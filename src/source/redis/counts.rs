@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Map, Value};
+
 use crate::format::rdb::{Checked, DbFacts};
+use crate::target::Compared;
 
 /// What a server says of itself, all of one moment.
 #[derive(Debug, Default)]
@@ -38,6 +41,24 @@ impl Holdings {
 
     pub fn keys(&self) -> u64 {
         self.databases.values().map(|d| d.keys).sum()
+    }
+
+    /// What the manifest says beside what the server has. Keys that expire may be gone.
+    pub fn beside(&self, facts: &Map<String, Value>) -> Vec<Compared> {
+        let mut compared = Vec::new();
+        for (db, then) in facts.get("databases").and_then(Value::as_object).into_iter().flatten() {
+            let number = |key: &str| then.get(key).and_then(Value::as_u64).unwrap_or(0);
+            let now = db.parse().ok().and_then(|db: u32| self.databases.get(&db));
+            let (keys, expires) = now.map_or((0, 0), |d| (d.keys, d.expires));
+            let lasting = number("keys").saturating_sub(number("expires"));
+            let found = keys.saturating_sub(expires);
+            compared.push(Compared::exactly(format!("lasting keys of database {db}"), lasting, found));
+            if number("expires") > 0 {
+                let what = format!("keys of database {db} that expire");
+                compared.push(Compared::at_most(what, number("expires"), expires));
+            }
+        }
+        compared
     }
 
     /// Whether it is what the file holds. Keys that expire may be gone; warnings, or what is missing.

@@ -22,9 +22,10 @@ use crate::change::{self, Change};
 use crate::docker::{Container, Docker, Place};
 use crate::format::rdb::{self, Checked};
 use crate::hint::chain;
+use crate::manifest::Component;
 use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError, reachable};
-use crate::target::{Existing, Target, TreeTarget, Work};
+use crate::target::{Compared, Existing, Target, TreeTarget, Work};
 
 /// A longer configuration file is none.
 const CONFIG_BYTES: u64 = 1 << 20;
@@ -406,6 +407,11 @@ impl Target for RedisTarget<'_> {
         let carried = names(live)?.into_iter().filter(|n| n != change::NEW && !own.contains(n));
         let beside = change::beside(live, work.id);
         Ok(change::plan_directory(live, &beside, carried.map(PathBuf::from).collect())?)
+    }
+
+    fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
+        let server = self.source.server(context)?;
+        Ok(Holdings::of(&server.info("all")?).beside(&component.facts))
     }
 
     fn check(
