@@ -332,7 +332,6 @@ impl Target for TreeTarget {
     fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
         let found = tree::inventory(&self.live, &whole(), context.cancel)?.report;
         let now = [
-            ("entries", found.entries),
             ("files", found.files),
             ("directories", found.directories),
             ("symlinks", found.symlinks),

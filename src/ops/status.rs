@@ -16,7 +16,7 @@ use crate::hint::{Hint, chain};
 use crate::id::BackupName;
 use crate::last_run::{Ended, LastRun};
 use crate::manifest::{Manifest, State};
-use crate::marks::Verified;
+use crate::marks::{DrillVerdict, Drilled, Verified};
 use crate::process::ProcessError;
 use crate::setup::Setup;
 use crate::spool::{Spool, SpoolError};
@@ -25,11 +25,14 @@ use crate::systemd::{self, Systemd, unix_time};
 
 /// How much later than its time a run may end before it counts as missed: timers wait for each other for so long.
 const GRACE: SignedDuration = SignedDuration::from_hours(13);
+/// A month, and a week of grace.
+const DRILL_EVERY: SignedDuration = SignedDuration::from_hours(38 * 24);
 /// Units that work by themselves.
-const UNITS: [&str; 4] = [
+const UNITS: [&str; 5] = [
     "tars-backup.service",
     "tars-backup-sync.service",
     "tars-backup-verify.service",
+    "tars-backup-drill.service",
     "tars-backup-recover.service",
 ];
 
@@ -71,6 +74,15 @@ pub struct Restorable {
     pub timestamp: Option<Timestamp>,
     pub age_s: Option<u64>,
     pub verified: Option<Verified>,
+    /// When a drill last brought it back out of that store, and out of which backup.
+    pub drilled: Option<LastDrill>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct LastDrill {
+    pub time: Timestamp,
+    pub backup: BackupName,
+    pub rto_ms: Option<u64>,
 }
 
 /// One tier in one store.
@@ -133,8 +145,17 @@ pub fn run(setup: &Setup, world: &World<'_>) -> Result<Status, Interrupted> {
             for source in expected_of(setup, tier) {
                 let best = restorable(source.name.as_str(), source.critical, tier, store, &entries, now);
                 let key = (best.component.clone(), best.store.clone());
-                if holds.get(&key).is_none_or(|known| known.timestamp < best.timestamp) {
-                    holds.insert(key, best);
+                let newest = |a: Option<LastDrill>, b: Option<LastDrill>| {
+                    a.into_iter().chain(b).max_by_key(|d| d.time)
+                };
+                match holds.get_mut(&key) {
+                    Some(known) if known.timestamp >= best.timestamp => {
+                        known.drilled = newest(known.drilled.take(), best.drilled);
+                    }
+                    known => {
+                        let drilled = newest(known.and_then(|k| k.drilled.take()), best.drilled.clone());
+                        holds.insert(key, Restorable { drilled, ..best });
+                    }
                 }
             }
             let row = judge(setup, tier, store, &entries, &timer, last_run.clone(), now, &mut status);
@@ -163,6 +184,7 @@ pub fn run(setup: &Setup, world: &World<'_>) -> Result<Status, Interrupted> {
             status.problems.push(Remark::new(what, "tars-backup backup"));
         }
     }
+    undrilled(setup, now, &mut status);
     spool(setup, world, &mut status);
     let pending = recover::pending(&setup.agent.dirs());
     status.problems.extend(pending.into_iter().map(|what| Remark::new(what, "tars-backup recover")));
@@ -214,6 +236,46 @@ fn restorable(
         timestamp,
         age_s: timestamp.and_then(|t| u64::try_from(now.as_second() - t.as_second()).ok()),
         verified: best.filter(|e| e.is_verified()).and_then(|e| e.verified.clone()),
+        drilled: drills(entries)
+            .filter(|(_, d)| d.proved.iter().any(|name| name == component))
+            .map(|(e, d)| LastDrill { time: d.time, backup: e.name.clone(), rto_ms: d.rto_ms })
+            .max_by_key(|last| last.time),
+    }
+}
+
+/// Drills of the very bytes that are stored.
+fn drills(entries: &[Entry]) -> impl Iterator<Item = (&Entry, &Drilled)> {
+    let stored = |e: &Entry| e.manifest.as_ref().ok().and_then(|m| m.sha256.clone());
+    entries
+        .iter()
+        .filter_map(|e| Some((e, e.drilled.as_ref()?)))
+        .filter(move |(e, d)| stored(e).as_deref() == Some(&d.sha256))
+}
+
+/// Where drills are wanted: what has waited for one for longer than the timer lets it.
+fn undrilled(setup: &Setup, now: Timestamp, status: &mut Status) {
+    if setup.encryption.identity.is_none() {
+        return;
+    }
+    let long_ago = |t: Timestamp| now.duration_since(t) > DRILL_EVERY;
+    let is_old = |c: &&Restorable| match &c.drilled {
+        Some(drilled) => long_ago(drilled.time),
+        // The first one may be a month away.
+        None => c.timestamp.is_some_and(long_ago),
+    };
+    let names: std::collections::BTreeSet<&str> = status
+        .components
+        .iter()
+        .filter(is_old)
+        // One store that it was brought back from is enough.
+        .filter(|c| !status.components.iter().any(|o| o.component == c.component && !is_old(&o)))
+        .map(|c| c.component.as_str())
+        .collect();
+    if !names.is_empty() {
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let what =
+            format!("no drill has brought these back for {} days: {names}", DRILL_EVERY.as_hours() / 24);
+        status.warnings.push(Remark::new(what, "tars-backup drill --latest"));
     }
 }
 
@@ -264,6 +326,21 @@ fn judge(
         _ => {
             status.warnings.push(Remark::new(format!("there is no backup of {place} yet"), again));
         }
+    }
+    if let Some((entry, drill)) = drills(entries).max_by_key(|(_, d)| d.time)
+        && drill.verdict == DrillVerdict::Bad
+    {
+        let what = match drill.failed.as_slice() {
+            [] => format!("the last drill of {place} found {} damaged", entry.name),
+            names => format!(
+                "the last drill of {place} could not bring {} back out of {}",
+                names.join(", "),
+                entry.name
+            ),
+        };
+        status
+            .problems
+            .push(Remark::new(what, format!("tars-backup drill {} --from {}", entry.name, store.name())));
     }
     let latest = entries.last().filter(|e| newest.is_none_or(|n| n.name < e.name));
     if let Some((entry, manifest)) = latest.and_then(|e| Some((e, e.manifest.as_ref().ok()?))) {

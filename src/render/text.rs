@@ -392,8 +392,15 @@ pub fn status(s: &Status) -> String {
         |n: &Option<crate::id::BackupName>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
     let well = if s.healthy { "healthy".to_owned() } else { format!("{} to mend", s.problems.len()) };
     let mut out = format!("{}, {}: {well}\n\n", s.host, s.time.strftime("%F %T UTC"));
-    let mut cells =
-        vec![heading(&["COMPONENT", "STORE", "LAST RESTORABLE (UTC)", "AGE", "VERIFIED (UTC)", "BACKUP"])];
+    let mut cells = vec![heading(&[
+        "COMPONENT",
+        "STORE",
+        "LAST RESTORABLE (UTC)",
+        "AGE",
+        "VERIFIED (UTC)",
+        "DRILLED (UTC)",
+        "BACKUP",
+    ])];
     for c in &s.components {
         let verified = c.verified.as_ref().and_then(|v| v.time.parse().ok());
         cells.push(vec![
@@ -402,6 +409,7 @@ pub fn status(s: &Status) -> String {
             utc(c.timestamp),
             age(c.age_s),
             utc(verified),
+            utc(c.drilled.as_ref().map(|d| d.time)),
             name(&c.backup),
         ]);
     }

@@ -3,13 +3,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../support/forge.rs"]
+mod forge;
 #[path = "../support/legacy.rs"]
 mod legacy;
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[path = "../support/servers.rs"]
+mod servers;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod chroma_api;
 mod demo;
+mod drill;
 mod engine;
 mod failures;
 mod holds;

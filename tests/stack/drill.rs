@@ -1,0 +1,395 @@
+//! Drills with an engine: every service is brought back into a throwaway container of its own image, counted there, and
+//! all of it is removed. What could go wrong: a drill that reaches what is live, that leaves something behind, or that says
+//! good of what it has not seen.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::forge::forge;
+use crate::lab::{CHROMA, Lab, OLD_CHROMA, lab_file, source, until};
+use crate::servers::{BUCKET, KEY, KEY_ID, S3Server, S3sFs};
+use crate::support::{Home, PROGRAM, run, sh};
+use crate::{postgres, redis};
+
+struct Stack {
+    lab: Lab,
+    home: Home,
+    pg: String,
+    redis: String,
+    chroma: String,
+    recipient: String,
+}
+
+impl Stack {
+    /// Servers with little in them, and a plain backup.
+    fn new() -> Self {
+        let stack = Self::up("never", "", |lab, pg, redis, chroma| {
+            lab.sql(pg, "tars_home", "CREATE TABLE notes (n int primary key, t text); INSERT INTO notes SELECT g, 'note' FROM generate_series(1, 100) g; CREATE TABLE none (n int)");
+            lab.redis_cli(redis, &["MSET", "a", "1", "b", "2"]);
+            lab.redis_cli(redis, &["SET", "c", "3", "EX", "100000"]);
+            lab.chroma_py(chroma, &["seed"]);
+        });
+        stack.home.backup(0);
+        stack
+    }
+
+    fn up(seal: &str, more: &str, fill: impl FnOnce(&Lab, &str, &str, &str)) -> Self {
+        let lab = Lab::new();
+        let pg = lab.start_postgres("postgres");
+        let data = format!("{}:/data", lab.volume("redis_data"));
+        let redis = lab.redis("redis", &["-v", &data], &["--appendonly", "yes"]);
+        let vectors = format!("{}:/chroma/chroma", lab.volume("chroma_data"));
+        let chroma = lab.chroma(CHROMA, "chromadb", Some(&vectors), Some("/chroma/chroma"));
+        lab.await_postgres(&pg);
+        fill(&lab, &pg, &redis, &chroma);
+        let home = Home::new().documents();
+        let (env, db, key) = (home.at("tars-home.env"), home.at("app.db"), home.at("key.txt"));
+        std::fs::write(&env, "PASSWORD=correct-horse-battery\n").unwrap();
+        sh(&format!("sqlite3 '{db}' 'CREATE TABLE t (n); INSERT INTO t VALUES (1), (2)'"));
+        let said = run(PROGRAM, &["key", "new", "--output", &key]).expect(0).stderr;
+        let recipient = said.split_whitespace().find(|w| w.starts_with("age1")).unwrap().to_owned();
+        let home = home
+            .source("chromadb", &source("chromadb", &chroma, ""))
+            .source("postgres", &source("postgres", &pg, ""))
+            .source("redis", &source("redis", &redis, ""))
+            .source("configuration", &format!("type = \"config_files\"\nfiles = [\"{env}\"]"))
+            .source("app", &format!("type = \"sqlite\"\npath = \"{db}\""))
+            .extra(&format!("[encryption]\nrecipients = [\"{recipient}\"]\nseal = \"{seal}\"\n{more}"))
+            .env("DRILL_KEY_ID", KEY_ID)
+            .env("DRILL_KEY", KEY)
+            .ready();
+        Self { lab, home, pg, redis, chroma, recipient }
+    }
+
+    /// Every container that was there, and since when it runs.
+    fn lives(&self) -> String {
+        let all = [&self.pg, &self.redis, &self.chroma];
+        all.map(|c| {
+            self.lab.ok(&["inspect", "-f", "{{.Name}} {{.Id}} {{.State.StartedAt}} {{.State.Status}}", c])
+        })
+        .concat()
+    }
+
+    /// What any drill of this engine has that is not that of another test.
+    fn of_drills(&self, pid: i32) -> Vec<String> {
+        let mine = |text: String| -> Vec<String> {
+            let prefix = format!("tars-backup-drill-{pid}-");
+            text.lines().filter(|l| l.contains(&prefix)).map(str::to_owned).collect()
+        };
+        let label = "label=tars-backup.drill";
+        let containers = self.lab.ok(&["ps", "-a", "--filter", label, "--format", "{{.Names}}"]);
+        let volumes = self.lab.ok(&["volume", "ls", "--filter", label, "--format", "{{.Name}}"]);
+        let networks = self.lab.ok(&["network", "ls", "--filter", label, "--format", "{{.Name}}"]);
+        [containers, volumes, networks].into_iter().flat_map(mine).collect()
+    }
+
+    /// A drill with the key, which must end with `code`. It leaves nothing, and nothing live notices it.
+    #[track_caller]
+    fn drill(&self, code: i32, more: &[&str]) -> Value {
+        let before = self.lives();
+        let key = self.home.at("key.txt");
+        let running = self.home.spawn(&[&["drill", "--json", "--identity", key.as_str()], more].concat());
+        let pid = running.pid();
+        let done = running.end().expect(code);
+        assert_eq!(self.lives(), before);
+        assert_eq!(self.of_drills(pid), Vec::<String>::new());
+        assert!(!self.home.path("state/run.journal").exists());
+        let staging =
+            sh(&format!("find '{}' -mindepth 1 2>/dev/null || true", self.home.at("state/staging")));
+        assert_eq!(staging, "");
+        done.json()
+    }
+
+    /// Only this component is not proved, for a reason that holds all of these words.
+    #[track_caller]
+    fn only(&self, report: &Value, component: &str, proof: &str, words: &[&str]) {
+        for l in report["components"].as_array().unwrap() {
+            let wanted = if l["component"] == component { proof } else { "proved" };
+            assert_eq!(l["proof"], wanted, "{component}: {l}");
+        }
+        let reason = line(report, component)["reason"].as_str().unwrap_or_default();
+        for word in words {
+            assert!(reason.contains(word), "{component}: {word:?} is not in {reason:?}");
+        }
+    }
+}
+
+fn line<'a>(report: &'a Value, component: &str) -> &'a Value {
+    let lines = report["components"].as_array().unwrap();
+    lines.iter().find(|l| l["component"] == component).unwrap_or_else(|| panic!("{component}: {report}"))
+}
+
+/// What was found of something, which is what the manifest says.
+#[track_caller]
+fn found(report: &Value, component: &str, what: &str) -> u64 {
+    let all = line(report, component)["compared"].as_array().unwrap();
+    let one = all.iter().find(|c| c["what"] == what).unwrap_or_else(|| panic!("{what}: {all:?}"));
+    assert_eq!((&one["equal"], &one["manifest"]), (&json!(true), &one["found"]), "{one}");
+    one["found"].as_u64().unwrap()
+}
+
+#[test]
+fn odd_data_of_every_service_comes_back_out_of_a_sealed_bucket() {
+    let s3 = S3sFs::start();
+    let bucket = format!(
+        "[stores.bucket]\ntype = \"s3\"\nbucket = {BUCKET:?}\nendpoint = {:?}\nkey_id = {{ env = \"DRILL_KEY_ID\" }}\n\
+         key = {{ env = \"DRILL_KEY\" }}\n[tiers.cold]\nstores = [\"bucket\"]\npath = \"monthly\"\n",
+        s3.endpoint()
+    );
+    let stack = Stack::up("offsite", &bucket, |lab, pg, redis, chroma| {
+        postgres::load_odd_data(lab, pg);
+        sh(&format!("'{}' '{redis}'", lab_file("odd-redis.sh")));
+        lab.chroma_py(chroma, &["seed"]);
+    });
+    stack.home.tars(&["store", "init", "bucket"]).expect(0);
+    stack.home.tars(&["backup", "--tier", "cold"]).expect(0);
+    // What is counted live.
+    let keys: u64 = stack.lab.redis_cli(&stack.redis, &["DBSIZE"]).trim().parse().unwrap();
+    let databases =
+        stack.lab.sql(&stack.pg, "tars_home", "SELECT count(*) FROM pg_database WHERE NOT datistemplate");
+    assert!(databases.trim().parse::<u32>().unwrap() > 1 && keys > 0);
+
+    let report = stack.drill(0, &["--latest", "--from", "bucket"]);
+    assert_eq!((&report["verdict"], &report["store"]), (&json!("good"), &json!("bucket")), "{report}");
+    assert!(report["rto_ms"].as_u64().unwrap() >= report["fetch_ms"].as_u64().unwrap());
+    for (component, image) in
+        [("postgres", "postgres:15-alpine"), ("redis", "redis:7-alpine"), ("chromadb", "chromadb/chroma")]
+    {
+        let place = line(&report, component)["place"].as_str().unwrap().to_owned();
+        assert!(place.contains("throwaway container") && place.contains(image), "{place}");
+        assert!(line(&report, component)["compared"].as_array().unwrap().len() > 1, "{report}");
+    }
+    let lasting = line(&report, "redis")["compared"].as_array().unwrap().iter();
+    let of_first = lasting.filter(|c| c["what"].as_str().unwrap().contains("database 0"));
+    assert_eq!(of_first.map(|c| c["found"].as_u64().unwrap()).sum::<u64>(), keys);
+    assert_eq!(found(&report, "app", "rows of t"), 2);
+    let mark = stack.home.tars(&["status", "--json"]).json();
+    let drilled = mark["components"].as_array().unwrap().iter().find(|c| c["component"] == "postgres");
+    assert!(drilled.unwrap()["drilled"]["rto_ms"].as_u64().is_some(), "{mark}");
+
+    // The same by a machine that has the URL, the key and the engine, and no configuration.
+    let url = format!("s3://{BUCKET}?endpoint={}", s3.endpoint());
+    let mut bare = std::process::Command::new(PROGRAM);
+    bare.args(["drill", "--json", "--from", &url, "--identity", &stack.home.at("key.txt")]);
+    bare.env("AWS_ACCESS_KEY_ID", KEY_ID).env("AWS_SECRET_ACCESS_KEY", KEY).env("LOG", "1");
+    let out = bare.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&out.stdout));
+}
+
+#[test]
+fn what_a_drill_makes_is_in_a_network_of_its_own_and_carries_no_other_label() {
+    let stack = Stack::new();
+    let key = stack.home.at("key.txt");
+    let running = stack.home.spawn(&["drill", "--identity", &key]);
+    let name = |service: &str| {
+        let prefix = format!("tars-backup-drill-{}-", running.pid());
+        let all = stack.lab.ok(&["ps", "-a", "--format", "{{.Names}}"]);
+        all.lines().find(|l| l.starts_with(&prefix) && l.ends_with(service)).map(str::to_owned)
+    };
+    until("the last container is made", || name("redis").is_some());
+    running.signal("STOP");
+    let check = |service: &str| {
+        let container = name(service).unwrap();
+        let seen: Value = serde_json::from_str(&stack.lab.ok(&["inspect", &container])).unwrap();
+        let seen = &seen[0];
+        let drill = seen["Config"]["Labels"]["tars-backup.drill"].as_str().unwrap().to_owned();
+        let labels = seen["Config"]["Labels"].as_object().unwrap();
+        assert!(labels.keys().all(|k| !k.contains("compose")), "{labels:?}");
+        assert_eq!(seen["HostConfig"]["PortBindings"].as_object().map_or(0, serde_json::Map::len), 0);
+        let mounts = seen["Mounts"].as_array().unwrap();
+        assert!(!mounts.is_empty());
+        for mount in mounts {
+            let volume = mount["Name"].as_str().unwrap();
+            let label = stack.lab.ok(&["volume", "inspect", "-f", "{{json .Labels}}", volume]);
+            assert_eq!(label.trim(), format!("{{\"tars-backup.drill\":\"{drill}\"}}"), "{mount}");
+        }
+        let networks = seen["NetworkSettings"]["Networks"].as_object().unwrap();
+        assert_eq!(networks.len(), 1);
+        let network = networks.keys().next().unwrap();
+        assert_eq!(stack.lab.ok(&["network", "inspect", "-f", "{{.Internal}}", network]).trim(), "true");
+    };
+    ["postgres", "redis", "chromadb"].iter().for_each(|s| check(s));
+    running.signal("CONT");
+    running.end().expect(0).says(": good");
+}
+
+#[test]
+fn facts_that_lie_fail_the_service_that_they_are_about() {
+    let stack = Stack::new();
+    let saved = stack.home.at("saved");
+    let store = stack.home.at("store/daily");
+    sh(&format!("cp -a '{store}' '{saved}'"));
+    type Lie = (&'static str, fn(&mut Value), &'static [&'static str]);
+    let lies: [Lie; 4] = [
+        (
+            "postgres",
+            |f| f["databases"]["tars_home"]["rows"]["public.notes"] = json!(101),
+            &["rows", "manifest"],
+        ),
+        ("redis", |f| f["databases"]["0"]["keys"] = json!(4), &["keys", "manifest"]),
+        ("chromadb", |f| f["collections"][0]["records"] = json!(1_000_000), &["collections", "manifest"]),
+        ("documents", |f| f["bytes"] = json!(7), &["bytes"]),
+    ];
+    for (component, lie, why) in lies {
+        sh(&format!("rm -rf '{store}'; cp -a '{saved}' '{store}'"));
+        forge(&stack.home, Some(&stack.recipient), |_, manifest| {
+            lie(&mut manifest["details"][component]["facts"])
+        });
+        let report = stack.drill(1, &[]);
+        assert_eq!(report["verdict"], "bad", "{report}");
+        stack.only(&report, component, "failed", why);
+    }
+}
+
+#[test]
+fn what_is_damaged_inside_fails_where_a_server_meets_it() {
+    let stack = Stack::new();
+    let (saved, store) = (stack.home.at("saved"), stack.home.at("store/daily"));
+    sh(&format!("cp -a '{store}' '{saved}'"));
+    let damages: [(&str, &str, &[&str]); 6] = [
+        // No end: half a dump.
+        (
+            "postgres",
+            "gunzip postgres.sql.gz; head -c -200 postgres.sql > x; mv x postgres.sql; gzip postgres.sql",
+            &["postgres.sql.gz"],
+        ),
+        // Only a server finds this.
+        (
+            "postgres",
+            "gunzip postgres.sql.gz; sed -i '/^-- PostgreSQL database dump complete/i CREATE TABLE odd (v no_such_type);' postgres.sql; gzip postgres.sql",
+            &["no_such_type"],
+        ),
+        ("redis", "printf X | dd of=redis-dump.rdb bs=1 seek=30 conv=notrunc", &["redis"]),
+        ("redis", "truncate -s -9 redis-dump.rdb", &["redis"]),
+        // A page of its database is noise.
+        (
+            "chromadb",
+            "mkdir x; tar -xzf chromadb.tar.gz -C x; f=$(find x -name chroma.sqlite3); printf 'garbage-garbage!' | dd of=$f bs=1 seek=4096 conv=notrunc; tar -czf chromadb.tar.gz -C x .; rm -r x",
+            &["malformed"],
+        ),
+        (
+            "app",
+            "gunzip app.sqlite3.gz; printf 'garbage-garbage' | dd of=app.sqlite3 bs=1 seek=4096 conv=notrunc; gzip app.sqlite3",
+            &["database"],
+        ),
+    ];
+    for (component, damage, why) in damages {
+        sh(&format!("rm -rf '{store}'; cp -a '{saved}' '{store}'"));
+        forge(&stack.home, Some(&stack.recipient), |dir, _| {
+            sh(&format!("cd '{}'; ( {damage} ) 2>/dev/null", dir.display()));
+        });
+        let report = stack.drill(1, &[]);
+        stack.only(&report, component, "failed", why);
+    }
+}
+
+#[test]
+fn without_image_or_engine_a_service_is_not_drilled_and_nothing_is_called_good() {
+    let stack = Stack::new();
+    let (saved, store) = (stack.home.at("saved"), stack.home.at("store/daily"));
+    sh(&format!("cp -a '{store}' '{saved}'"));
+    let none = format!("sha256:{}", "0".repeat(64));
+    forge(&stack.home, None, |_, manifest| {
+        let facts = &mut manifest["details"]["redis"]["facts"];
+        facts["image_id"] = json!(none);
+        facts.as_object_mut().unwrap().remove("image_digest");
+    });
+    // The name is there and means another image by now: that one is not taken.
+    let report = stack.drill(2, &[]);
+    assert_eq!(report["verdict"], "partly", "{report}");
+    stack.only(&report, "redis", "not_drilled", &["redis:7-alpine", "is not on this engine"]);
+    stack.home.tars(&["drill", "--identity", &stack.home.at("key.txt")]).expect(2).says("NOT ALL OF IT");
+
+    sh(&format!("rm -rf '{store}'; cp -a '{saved}' '{store}'"));
+    let extra = "[docker]\nsocket = \"/nonexistent/docker.sock\"";
+    let home = stack.home.extra(extra);
+    home.write_config();
+    let report = home.tars(&["drill", "--json", "--identity", &home.at("key.txt")]).expect(2).json();
+    for service in ["postgres", "redis", "chromadb"] {
+        assert_eq!(line(&report, service)["proof"], "not_drilled", "{report}");
+        assert!(line(&report, service)["reason"].as_str().unwrap().contains("does not answer"), "{report}");
+    }
+    assert_eq!(found(&report, "app", "rows of t"), 2);
+    let mark: Value = serde_json::from_slice(&std::fs::read(home.object(".drilled")).unwrap()).unwrap();
+    assert_eq!((&mark["verdict"], mark["not_drilled"].as_array().unwrap().len()), (&json!("partly"), 3));
+}
+
+#[test]
+fn the_old_server_of_vectors_is_drilled_by_its_own_image() {
+    let lab = Lab::new();
+    let chroma = lab.chroma(OLD_CHROMA, "old", None, None);
+    lab.chroma_py(&chroma, &["seed"]);
+    let home = Home::new().source("vectors", &source("chromadb", &chroma, "")).ready();
+    home.backup(0);
+    let report = home.tars(&["drill", "--json"]).expect(0).json();
+    assert!(line(&report, "vectors")["place"].as_str().unwrap().contains(OLD_CHROMA), "{report}");
+    assert!(found(&report, "vectors", "collections") > 1);
+}
+
+#[test]
+fn an_interrupt_and_a_kill_leave_nothing() {
+    let stack = Stack::new();
+    let before = stack.lives();
+    let key = stack.home.at("key.txt");
+    for (signal, guardian, code) in
+        [("INT", true, Some(130)), ("TERM", true, Some(143)), ("KILL", true, None), ("KILL", false, None)]
+    {
+        for step in ["made", "loading", "loaded"] {
+            let mut command = stack.home.command(&["drill", "--identity", &key, "--wait", "60s"]);
+            if !guardian {
+                command.env("TARS_BACKUP_GUARDIAN", "no");
+            }
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let pid = i32::try_from(child.id()).unwrap();
+            let journal = stack.home.path("state/run.journal");
+            let wanted = match step {
+                "made" => 2,
+                "loading" => 5,
+                _ => 9,
+            };
+            until("the drill is at work", || {
+                let text = std::fs::read(&journal).unwrap_or_default();
+                text.iter().filter(|b| **b == b'\n').count() >= wanted
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            sh(&format!("kill -{signal} {pid}"));
+            let status = child.wait().unwrap();
+            assert_eq!(status.code(), code, "{signal} while it is {step}");
+            if signal == "KILL" && !guardian {
+                assert!(journal.exists());
+                stack.home.tars(&["recover"]).expect(0);
+            }
+            until("all of it is removed", || !journal.exists());
+            assert_eq!(stack.of_drills(pid), Vec::<String>::new(), "{signal} {step}");
+            assert_eq!(stack.lives(), before);
+            let staging =
+                format!("find '{}' -mindepth 1 2>/dev/null || true", stack.home.at("state/staging"));
+            until("staging is empty", || sh(&staging).is_empty());
+        }
+    }
+    let keys = redis::keys(&stack.lab, &stack.redis);
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    stack.drill(0, &[]);
+}
+
+#[test]
+fn a_container_that_is_taken_away_in_the_middle_fails_and_nothing_live_takes_its_place() {
+    let stack = Stack::new();
+    let before = stack.lives();
+    let key = stack.home.at("key.txt");
+    let running = stack.home.spawn(&["drill", "--json", "--identity", &key]);
+    let gone = || {
+        let prefix = format!("tars-backup-drill-{}-", running.pid());
+        let all = stack.lab.ok(&["ps", "-a", "--format", "{{.Names}}"]);
+        let name = all.lines().find(|l| l.starts_with(&prefix) && l.ends_with("-redis")).map(str::to_owned);
+        name.is_some_and(|name| stack.lab.docker(&["rm", "-f", "-v", &name]).code == 0)
+    };
+    until("its container is removed", gone);
+    let report = running.end().expect(1).json();
+    assert_eq!(line(&report, "redis")["proof"], "failed", "{report}");
+    assert_eq!(stack.lives(), before);
+    assert_eq!(redis::keys(&stack.lab, &stack.redis).len(), 3);
+}
