@@ -16,8 +16,10 @@ const RUNS: [&str; 4] =
     ["tars-backup.service", "tars-backup@.service", "tars-backup-sync.service", "tars-backup-verify.service"];
 /// Units that put data back.
 const RESTORES: [&str; 2] = [RECOVERY, "tars-backup-restore@.service"];
+/// The one that puts data where nothing is live.
+const DRILL: &str = "tars-backup-drill.service";
 /// Those of all these that open sealed backups.
-const OPENS: [&str; 2] = ["tars-backup-verify.service", "tars-backup-restore@.service"];
+const OPENS: [&str; 3] = ["tars-backup-verify.service", "tars-backup-restore@.service", DRILL];
 /// The one of them that has no network by itself.
 const RECOVERY: &str = "tars-backup-recover.service";
 /// What `ProtectHome=` is about.
@@ -44,6 +46,8 @@ pub struct Needs {
     pub writes: Vec<PathBuf>,
     /// Directories in which a restore puts something in place of something else.
     pub replaces: Vec<PathBuf>,
+    /// Directory of the engine: volumes of a drill are written there.
+    pub engine: Option<PathBuf>,
     /// Read by a run; of interest only where the sandbox hides it.
     pub reads: Vec<PathBuf>,
     /// Mount points that are waited for.
@@ -76,8 +80,11 @@ pub fn is_shipped(tier: &str) -> bool {
 
 /// All files that this configuration needs.
 pub fn unit_files(needs: &Needs) -> Vec<UnitFile> {
-    let runs = RUNS.iter().map(|unit| service(needs, unit, false));
-    let restores = RESTORES.iter().map(|unit| service(needs, unit, true));
+    let none: &[PathBuf] = &[];
+    let engine = needs.engine.as_slice();
+    let runs = RUNS.iter().map(|unit| service(needs, unit, none));
+    let restores = RESTORES.iter().map(|unit| service(needs, unit, &needs.replaces));
+    let runs = runs.chain([service(needs, DRILL, engine)]);
     let timers = needs.schedules.iter().map(|(tier, when)| timer(needs, tier, when));
     runs.chain(restores).chain(timers).collect()
 }
@@ -91,7 +98,8 @@ fn head(needs: &Needs) -> String {
     )
 }
 
-fn service(needs: &Needs, unit: &str, restores: bool) -> UnitFile {
+/// `more`: where it writes beside what every run does.
+fn service(needs: &Needs, unit: &str, more: &[PathBuf]) -> UnitFile {
     let mut text = head(needs);
     if !needs.mounts.is_empty() {
         let units: Vec<String> = needs.mounts.iter().map(|m| mount_unit(m)).collect();
@@ -100,11 +108,7 @@ fn service(needs: &Needs, unit: &str, restores: bool) -> UnitFile {
         let _ = write!(text, "\n[Unit]\nWants={units}\nAfter={units}\n");
     }
     text.push_str("\n[Service]\n");
-    let mut written = needs.writes.clone();
-    if restores {
-        written.extend(needs.replaces.iter().cloned());
-    }
-    let written = outermost(written);
+    let written = outermost(needs.writes.iter().chain(more).cloned().collect());
     // The empty one takes back the list of the package.
     text.push_str("ReadWritePaths=\n");
     for path in written.iter().filter(|p| !is_hidden(p)) {
@@ -214,6 +218,7 @@ mod tests {
             digest: "abc".into(),
             writes: vec!["/var/lib/tars-backup".into(), "/mnt/my nas/100%".into(), "/tmp/a:b".into()],
             replaces: vec!["/srv".into(), "/srv/www".into(), "/var/lib/docker".into()],
+            engine: Some("/var/lib/docker".into()),
             reads: vec!["/srv/www".into(), "/tmp/engine".into()],
             mounts: vec!["/mnt/my nas".into()],
             remote_engine: false,
@@ -233,7 +238,7 @@ mod tests {
     #[test]
     fn each_unit_gets_what_it_needs_and_no_more() {
         let files = unit_files(&sample());
-        assert_eq!(files.len(), 8);
+        assert_eq!(files.len(), 9);
         assert!(files.iter().all(|f| f.text.starts_with(MARK)));
         let run = text(&files, "tars-backup@.service.d/50-config.conf");
         let lines: Vec<&str> = run.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
@@ -260,6 +265,9 @@ mod tests {
         assert!(restore.contains("LoadCredentialEncrypted=age"));
         assert!(!text(&files, "tars-backup-recover.service.d/50-config.conf").contains("age"));
         assert!(text(&files, "tars-backup-verify.service.d/50-config.conf").contains("=age"));
+        let drill = text(&files, "tars-backup-drill.service.d/50-config.conf");
+        assert!(drill.contains("=age") && drill.contains("\"-/var/lib/docker\""), "{drill}");
+        assert!(!drill.contains("ReadWritePaths=\"-/srv"), "nothing live is written: {drill}");
     }
 
     #[test]

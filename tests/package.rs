@@ -16,13 +16,14 @@ use machine::{CONFIG, GATE, Machine, RECOVER, UNIT, ended, engine, package};
 use support::run;
 
 /// Those that the package enables.
-const TIMERS: [&str; 6] = [
+const TIMERS: [&str; 7] = [
     "tars-backup@hot.timer",
     "tars-backup@warm.timer",
     "tars-backup@cold.timer",
     "tars-backup@archive.timer",
     "tars-backup-sync.timer",
     "tars-backup-verify.timer",
+    "tars-backup-drill.timer",
 ];
 
 const HOT: &str = "tars-backup@hot.service";
@@ -90,7 +91,10 @@ fn every_service_has_one_of_two_sandboxes_word_for_word() {
         };
     }
     let names = |blocks: &BTreeMap<String, String>| blocks.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&wide), ["tars-backup-recover.service", "tars-backup-restore@.service"]);
+    assert_eq!(
+        names(&wide),
+        ["tars-backup-drill.service", "tars-backup-recover.service", "tars-backup-restore@.service"]
+    );
     for blocks in [&narrow, &wide] {
         let texts: BTreeSet<&String> = blocks.values().collect();
         assert_eq!(texts.len(), 1, "the sandboxes of {:?} differ", names(blocks));
@@ -139,7 +143,12 @@ fn every_service_ends_in_time_is_private_and_is_reported() {
         let reported = if name.contains("failed@") { "" } else { "tars-backup-failed@%n.service" };
         assert_eq!(one("OnFailure"), reported, "OnFailure of {name}");
         // Skipped without a configuration: what timers start. The others must fail, or need none.
-        let inert = ["tars-backup@.service", "tars-backup-sync.service", "tars-backup-verify.service"];
+        let inert = [
+            "tars-backup@.service",
+            "tars-backup-sync.service",
+            "tars-backup-verify.service",
+            "tars-backup-drill.service",
+        ];
         let condition = if inert.contains(&name.as_str()) {
             "|/etc/tars-backup/config.toml | |/var/lib/tars-backup/last-run"
         } else {
@@ -292,7 +301,8 @@ fn timers_wait(release: &str) {
         assert_eq!(m.out(&format!("systemctl is-active {timer}")), "active");
         assert_eq!(m.show_of(timer, "Persistent"), "yes");
     }
-    let started = [HOT, "tars-backup-sync.service", "tars-backup-verify.service"];
+    let started =
+        [HOT, "tars-backup-sync.service", "tars-backup-verify.service", "tars-backup-drill.service"];
     for service in started {
         m.sh(&format!("systemctl start {service}")).expect(0);
         assert_eq!(m.show_of(service, "ConditionResult"), "no", "{service}");
@@ -351,13 +361,19 @@ fn a_timer_catches_up_and_fires_when_it_is_told_and_a_tier_that_is_not_there_is_
 #[test]
 fn what_timers_start_works_in_its_sandbox() {
     let m = Machine::ready("13", CONFIG);
-    for service in [HOT, "tars-backup-sync.service", "tars-backup-verify.service"] {
+    for service in
+        [HOT, "tars-backup-sync.service", "tars-backup-verify.service", "tars-backup-drill.service"]
+    {
         m.sh(&format!("systemctl start {service}")).expect(0);
         assert_eq!(m.show_of(service, "Result"), "success", "{service}: {}", m.log());
         assert_eq!(m.show_of(service, "ConditionResult"), "yes", "{service}");
     }
     assert_eq!(m.committed(), 1);
     assert_eq!(m.entries("-u tars-backup-verify.service TARS_BACKUP_EVENT=verify.good").len(), 1);
+    // No identity is configured, so the timer has nothing drilled, and says so.
+    assert_eq!(m.entries("-u tars-backup-drill.service TARS_BACKUP_EVENT=drill.started").len(), 0);
+    let said = m.out("journalctl --sync; journalctl -u tars-backup-drill.service -o cat --no-pager");
+    assert!(said.contains("No identity is configured here"), "{said}");
     m.assert_nothing_runs_and_nothing_is_left();
 }
 

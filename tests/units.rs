@@ -202,7 +202,7 @@ END",
     let applied = m.sh("tars-backup config apply").expect(0);
     assert!(applied.stdout.contains("tars-backup-restore@.service.d/50-config.conf"), "{applied:?}");
     m.sh("tars-backup config apply").expect(0).says("knows this configuration already");
-    let units = "tars-backup.service tars-backup@hot.service tars-backup-sync.service tars-backup-verify.service tars-backup-recover.service tars-backup-restore@postgres.service";
+    let units = "tars-backup.service tars-backup@hot.service tars-backup-sync.service tars-backup-verify.service tars-backup-recover.service tars-backup-restore@postgres.service tars-backup-drill.service";
     for unit in units.split(' ') {
         let exposure = m.out(&format!("systemd-analyze security --no-pager {unit} | tail -n 1"));
         let score: f64 = exposure.split_whitespace().find_map(|w| w.parse().ok()).unwrap();

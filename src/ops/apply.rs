@@ -239,7 +239,8 @@ fn engine_needs(
     match asked {
         Ok((root, dirs)) => {
             needs.reads.push(root.clone());
-            needs.replaces.push(root);
+            needs.replaces.push(root.clone());
+            needs.engine = Some(root);
             for dir in dirs {
                 needs.reads.push(dir.clone());
                 replaced(&dir, &mut needs.replaces, notes);
@@ -248,6 +249,7 @@ fn engine_needs(
         Err(DockerError::Interrupted(i)) => return Err(i.into()),
         Err(e) => {
             needs.replaces.push("/var/lib/docker".into());
+            needs.engine = Some("/var/lib/docker".into());
             notes.push(format!(
                 "{}: directories that containers have mounted are not known, and a restore by a unit cannot write there; run it again when the engine runs",
                 crate::hint::chain(&e)
