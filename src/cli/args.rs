@@ -64,7 +64,7 @@ pub enum Command {
     Extract(ExtractArgs),
     /// Bring components of a backup back
     Restore(RestoreArgs),
-    /// Prove that a backup can be brought back: into throwaway containers and scratch, touching nothing live
+    /// Prove that a backup comes back, in throwaway containers
     Drill(DrillArgs),
     /// Undo what a killed run left: containers that it held, files that it staged
     Recover,
