@@ -265,10 +265,42 @@ END",
         m.out("find /var/lib/tars-backup/staging /mnt/nas -name '.tars-backup-tmp-*' -o -path '*/staging/*'"),
         ""
     );
+    drills_in_its_sandbox(&m, &stack);
     // The catalog explains what the journal says.
     m.sh("journalctl -x --no-pager TARS_BACKUP_EVENT=backup.committed")
         .expect(0)
         .says("Defined-By: tars-backup");
+}
+
+/// The timer drills nothing before an identity is configured; then all of it comes back out of the sealed copy, and nothing
+/// live notices.
+fn drills_in_its_sandbox(m: &Machine, stack: &Stack) {
+    let drill = "tars-backup-drill.service";
+    m.sh(&format!("systemctl start {drill}")).expect(0);
+    assert_eq!(m.entries(&format!("-u {drill} TARS_BACKUP_EVENT=drill.started")).len(), 0, "{}", m.log());
+    m.sh("systemd-creds encrypt --with-key=host --name=identity /root/key.txt /etc/credstore.encrypted/identity
+         printf '[encryption]\nidentity = { credential = \"identity\" }\n' >/etc/tars-backup/conf.d/identity.toml
+         tars-backup config apply")
+        .expect(0);
+    let by_name = "ExecStart=/usr/bin/tars-backup drill --latest --if-identity --wait 12h --from bucket";
+    m.drop_in(drill, &format!("[Service]\nExecStart=\n{by_name}\n"));
+    let started = |name: &str| docker(&["inspect", "-f", "{{.State.StartedAt}}", &stack.container(name)]);
+    let lives = || ["postgres", "redis", "chromadb", "backend"].map(started);
+    let before = lives();
+    let done = m.sh(&format!("systemctl start {drill}"));
+    assert_eq!(done.code, 0, "{}", m.log());
+    assert_eq!(lives(), before);
+    let good = m.entries(&format!("-u {drill} TARS_BACKUP_EVENT=drill.good"));
+    assert_eq!((good.len(), good[0]["TARS_BACKUP_STORE"].as_str()), (1, Some("bucket")), "{}", m.log());
+    let status = m.sh("tars-backup status --json").expect(0).json();
+    let of = |component: &str| {
+        let all = status["components"].as_array().unwrap();
+        all.iter().find(|c| c["component"] == component && c["store"] == "bucket").unwrap().clone()
+    };
+    for component in ["postgres", "redis", "chromadb", "documents", "app"] {
+        assert!(of(component)["drilled"]["time"].is_string(), "{component}: {status}");
+    }
+    assert_eq!(m.out("find /var/lib/tars-backup/staging -mindepth 1"), "");
 }
 
 /// A new key of the machine; its recipient.
