@@ -25,6 +25,7 @@ pub fn run(global: &Global, args: &KeyArgs, sink: Sink) -> Result<Exit, Failed> 
     match &args.action {
         KeyAction::New { output } => new(global, output.as_deref()),
         KeyAction::Show { identity } => show(global, identity, sink),
+        KeyAction::Kit { .. } => Ok(Exit::Ok),
         KeyAction::Test { backup, identity, place } => test(global, backup.as_deref(), identity, place, sink),
     }
 }
