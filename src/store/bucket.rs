@@ -173,6 +173,15 @@ impl Bucket {
         }
     }
 
+    /// The bucket as any program that speaks https sees it.
+    fn web(&self) -> String {
+        let endpoint = self.endpoint.clone().unwrap_or_else(|| amazon(&self.region));
+        match endpoint.split_once("://") {
+            Some((scheme, server)) if !self.path_style => format!("{scheme}://{}.{server}", self.bucket),
+            _ => format!("{endpoint}/{}", self.bucket),
+        }
+    }
+
     fn kit(&self) -> Kit {
         let mut query = vec![("region", self.region.clone())];
         // Where Backblaze is follows from the region.
@@ -198,6 +207,7 @@ impl Bucket {
             facts,
             keys,
             files: self.ca.iter().cloned().collect(),
+            web: Some((format!("{}{path}", self.web()), self.region.clone())),
             notes: self.session_token.as_ref().map(|_| passing).into_iter().collect(),
         }
     }

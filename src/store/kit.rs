@@ -17,6 +17,8 @@ pub struct Kit {
     pub keys: Vec<(&'static str, Key)>,
     /// Files that the URL names: they must lie there on another machine, too.
     pub files: Vec<PathBuf>,
+    /// Where its root is seen by any program that speaks https, and the region that a request is signed for.
+    pub web: Option<(String, String)>,
     /// What the URL cannot say.
     pub notes: Vec<String>,
 }

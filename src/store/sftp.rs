@@ -637,6 +637,7 @@ impl Store for Sftp {
             facts,
             keys: self.key.iter().map(|k| ("ssh_key", Key::Reference(k.clone()))).collect(),
             files: known_hosts.iter().cloned().collect(),
+            web: None,
             notes,
         })
     }
