@@ -6,6 +6,7 @@ mod backup;
 mod config;
 mod drill;
 mod failure;
+mod gate;
 mod init;
 mod inspect;
 mod key;
@@ -54,6 +55,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Undelete(a) => mark::undelete(&cli.global, a, sink),
         Command::Pin(a) => mark::pin(&cli.global, a, sink),
         Command::Unpin(a) => mark::unpin(&cli.global, a, sink),
+        Command::Accept(a) if a.host => gate::accept(&cli.global, a, sink),
         Command::Accept(a) => mark::accept(&cli.global, a, sink),
         Command::OnFailure { unit } => failure::run(&cli.global, unit, sink),
         Command::Status => status::run(&cli.global, sink),

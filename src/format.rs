@@ -4,6 +4,7 @@
 //! cut; every reader therefore asks for the format's own end mark and for nothing after it.
 
 pub mod compose;
+pub mod deb;
 pub mod rdb;
 pub mod roles;
 pub mod sqldump;

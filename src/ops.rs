@@ -8,6 +8,7 @@ pub mod extract;
 pub mod find;
 pub mod init;
 pub mod inside;
+pub mod kit;
 pub mod list;
 pub mod mark;
 pub mod pins;

@@ -48,6 +48,9 @@ pub enum What {
     NotReady,
     TierAbsent,
     RecoveryHandedOver,
+    HostHeld,
+    HostAccepted,
+    PackageKept,
     HookRun,
     HookFailed,
 }
@@ -106,6 +109,9 @@ impl What {
             Self::NotReady => ("run.not-ready", "fd5222b6fd3a45cebc7eb0ea993d87cb"),
             Self::TierAbsent => ("tier.absent", "6aca7f89e9e64d309292e14ca1b4c6bf"),
             Self::RecoveryHandedOver => ("recovery.handed-over", "64bf1fbf276b44fea18bb108f5af032c"),
+            Self::HostHeld => ("host.held", "4c66c79075f246b790bc68118eb2d6a4"),
+            Self::HostAccepted => ("host.accepted", "bf9ef0687e344dfa9384b5c621e47bf5"),
+            Self::PackageKept => ("package.kept", "d6f495fb560943c89a607ec539bed9bc"),
             Self::HookRun => ("hook.run", "87db4b7645f540de923ebc15b4f49647"),
             Self::HookFailed => ("hook.failed", "1981521ea7334839b3f7a7ea501975f0"),
         }
@@ -127,7 +133,8 @@ impl What {
             | Self::LeftoverRemoved
             | Self::AnomalyFound
             | Self::PruneHalted
-            | Self::RecoveryHandedOver => Level::Warn,
+            | Self::RecoveryHandedOver
+            | Self::HostHeld => Level::Warn,
             _ => Level::Info,
         }
     }

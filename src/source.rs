@@ -46,8 +46,8 @@ use crate::vault::{SecretError, Vault};
 const KINDS: &[(&str, Kind)] = &[
     ("directory", directory::KIND),
     ("sqlite", sqlite::KIND),
-    ("command", command::KIND),
-    ("config_files", config_files::KIND),
+    (COMMAND, command::KIND),
+    (CONFIGURATION, config_files::KIND),
     ("postgres", postgres::KIND),
     ("redis", redis::KIND),
     ("chromadb", chromadb::KIND),
@@ -57,6 +57,11 @@ const KINDS: &[(&str, Kind)] = &[
 
 /// The kind that `--include-models` adds.
 pub const MODELS: &str = "ollama";
+
+/// The kind that runs a program of the operator's.
+pub const COMMAND: &str = "command";
+/// The kind of configuration files.
+pub const CONFIGURATION: &str = "config_files";
 
 /// What the rest of the program knows about a kind.
 #[derive(Clone, Copy)]
@@ -190,6 +195,8 @@ pub enum Originals<'a> {
     Closed(String, Option<String>),
     Open(Box<dyn Target + 'a>),
 }
+
+pub use config_files::{OwnConfig, own_config};
 
 /// What a source may use.
 pub struct Context<'a> {

@@ -8,11 +8,13 @@ mod credentials;
 mod fault;
 mod fs;
 mod http;
+mod kit;
 mod memory;
 mod pace;
 mod remote;
 mod s3;
 mod sftp;
+mod tools;
 mod url;
 
 use std::io::Read;
@@ -32,6 +34,8 @@ use crate::vault::{SecretError, Vault};
 
 pub use credentials::{Credentials, Key};
 pub use fs::FsStore;
+pub use kit::Kit;
+pub use tools::{Keeping, Kept, TOOLS, keep, kept};
 pub use url::{UrlError, from_url};
 
 /// Marker object at the root of a store.
@@ -217,6 +221,9 @@ pub trait Store: Send + Sync {
 
     /// The same in one spelling: two stores at one place are seen by it.
     fn place(&self) -> String;
+
+    /// What a person must know to find it again without any configuration; None where nothing outlives this process.
+    fn kit(&self) -> Option<Kit>;
 
     /// Its directory on this machine, where it is one: no source takes the backups along.
     fn local_root(&self) -> Option<&Path> {
@@ -600,6 +607,10 @@ pub(crate) mod tests {
 
         fn place(&self) -> String {
             self.inside.place()
+        }
+
+        fn kit(&self) -> Option<Kit> {
+            self.inside.kit()
         }
 
         fn part_bytes(&self) -> Option<u64> {

@@ -20,6 +20,7 @@ use crate::archive::unpack::{self, Limits, Survey};
 use crate::change::{self, Change, Scratch};
 use crate::docker::{Container, Place, Seat};
 use crate::manifest::Component;
+use crate::reach::Reach;
 use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
 use crate::units::show_bytes;
@@ -39,6 +40,8 @@ pub struct Work<'a> {
     pub wishes: Wishes,
     /// Trees that were read through already, by component.
     pub surveyed: &'a Surveyed,
+    /// On a machine without a configuration: where files may be put that the configuration in the backup names.
+    pub reach: Option<&'a Reach>,
 }
 
 pub type Surveyed = RefCell<BTreeMap<String, Survey>>;
@@ -116,6 +119,11 @@ impl Compared {
 pub trait Target {
     /// What is replaced, for a person: `directory /srv/documents`.
     fn describe(&self) -> String;
+
+    /// Everything that is written, one line each, where a person has to agree to each.
+    fn listed(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Whether what was there stays beside the new data under a name that people find, so that no safety copy is needed.
     fn keeps_old(&self) -> bool {

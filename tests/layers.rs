@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the crate, lowest floor first.
 const FLOORS: [&[&str]; 5] = [
     &["cancel", "exit", "hint", "id", "legacy", "manifest", "progress", "secret", "units"],
-    &["anomaly", "config", "format", "keys", "redact", "retention", "sandbox"],
+    &["anomaly", "config", "format", "keys", "reach", "redact", "retention", "sandbox"],
     &[
         "archive",
         "catalog",
@@ -18,6 +18,7 @@ const FLOORS: [&[&str]; 5] = [
         "docker",
         "guardian",
         "held_copy",
+        "held_host",
         "host",
         "journal",
         "keyring",
@@ -49,7 +50,7 @@ const KINDS: [&str; 2] = ["source", "store"];
 
 /// Files among them that are no kind: several kinds are made of them.
 const SHARED: [(&str, &[&str]); 1] =
-    [("store", &["bucket", "credentials", "fault", "http", "pace", "remote"])];
+    [("store", &["bucket", "credentials", "fault", "http", "kit", "pace", "remote", "tools"])];
 
 /// And those that choose among kinds, as the module above them does.
 const CHOOSERS: [(&str, &str); 1] = [("store", "url")];

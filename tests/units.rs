@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/beside.rs"]
+mod beside;
 #[path = "support/machine.rs"]
 mod machine;
 #[path = "support/proxy.rs"]
@@ -14,104 +16,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use beside::{Beside, Stack, docker, socket_dir, volumes};
 use machine::{CONFIG, Machine, RECOVER, UNIT, engine};
 use serde_json::Value;
 use servers::{BUCKET, KEY, KEY_ID, S3Server, S3sFs, Sshd};
 use support::{run, sh};
-
-#[track_caller]
-fn docker(args: &[&str]) -> String {
-    run("docker", &[&["-H", engine()], args].concat()).expect(0).stdout.trim_end().to_owned()
-}
-
-/// The stack of the laboratory under names of this test; it goes with the test.
-struct Stack {
-    prefix: String,
-}
-
-impl Stack {
-    fn up(name: &str, services: &str) -> Self {
-        engine();
-        let stack = Self { prefix: format!("tars-units-{}-{name}-", std::process::id()) };
-        stack.lab(&format!("LAB_SERVICES='{services}'"), "up");
-        stack
-    }
-
-    fn lab(&self, more: &str, verb: &str) {
-        let script = format!("{}/tests/lab/stack.sh", env!("CARGO_MANIFEST_DIR"));
-        sh(&format!("LAB_PREFIX='{}' {more} '{script}' {verb}", self.prefix));
-    }
-
-    fn container(&self, service: &str) -> String {
-        format!("{}tars-home-{service}", self.prefix)
-    }
-
-    fn sql(&self, text: &str) -> String {
-        let psql = ["psql", "-X", "-A", "-t", "-q", "-U", "tars", "-d", "tars_home", "-c", text];
-        docker(&[&["exec", &self.container("postgres")], &psql[..]].concat())
-    }
-
-    fn redis(&self, args: &[&str]) -> String {
-        docker(&[&["exec", &self.container("redis"), "redis-cli"], args].concat())
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        self.lab("", "down");
-    }
-}
-
-/// A machine that sees the engine, its volumes and the loopback of this one. What a container has mounted by the engine is
-/// held as a writer, and so would be the machine itself: so the volumes come in by a way that the engine does not know.
-struct Beside {
-    m: Machine,
-    shared: tempfile::TempDir,
-}
-
-impl std::ops::Deref for Beside {
-    type Target = Machine;
-
-    fn deref(&self) -> &Machine {
-        &self.m
-    }
-}
-
-impl Beside {
-    fn up(release: &str) -> Self {
-        let shared = tempfile::tempdir().unwrap();
-        let at = shared.path().display().to_string();
-        sh(&format!("mount --bind '{at}' '{at}'; mount --make-shared '{at}'; mkdir '{at}/volumes'"));
-        let (socket, door) = (socket_dir(), format!("{at}:/mnt/shared:rslave"));
-        // Debian 13 would mount a /tmp of its own over what lies there.
-        let tmp = "/dev/null:/etc/systemd/system/tmp.mount";
-        let flags = ["-v", &format!("{socket}:{socket}"), "-v", &door, "-v", tmp];
-        let m = Machine::installed_beside(release, &flags);
-        let volumes = volumes();
-        sh(&format!("mount --bind '{volumes}' '{at}/volumes'"));
-        m.sh(&format!("mkdir -p '{volumes}'; mount --bind /mnt/shared/volumes '{volumes}'")).expect(0);
-        Self { m, shared }
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        let at = self.shared.path().display();
-        run("umount", &["-l", &format!("{at}/volumes")]);
-        run("umount", &["-l", &at.to_string()]);
-    }
-}
-
-/// Directory of the engine's socket.
-fn socket_dir() -> String {
-    let socket = engine().trim_start_matches("unix://");
-    std::path::Path::new(socket).parent().unwrap().display().to_string()
-}
-
-/// Directory of the engine's volumes.
-fn volumes() -> String {
-    format!("{}/volumes", docker(&["info", "-f", "{{.DockerRootDir}}"]))
-}
 
 fn unlike(m: &Machine, secret: &str, what: &str) {
     let text = m.sh(what);
@@ -282,7 +191,7 @@ fn drills_in_its_sandbox(m: &Machine, stack: &Stack) {
          printf '[encryption]\nidentity = { credential = \"identity\" }\n' >/etc/tars-backup/conf.d/identity.toml
          tars-backup config apply")
         .expect(0);
-    let by_name = "ExecStart=/usr/bin/tars-backup drill --latest --if-identity --wait 12h --from bucket";
+    let by_name = "ExecStart=/usr/bin/tars-backup drill --latest --if-identity --unless-held --wait 12h --from bucket";
     m.drop_in(drill, &format!("[Service]\nExecStart=\n{by_name}\n"));
     let started = |name: &str| docker(&["inspect", "-f", "{{.State.StartedAt}}", &stack.container(name)]);
     let lives = || ["postgres", "redis", "chromadb", "backend"].map(started);

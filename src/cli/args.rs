@@ -76,8 +76,8 @@ pub enum Command {
     Pin(PinArgs),
     /// Leave a backup to the rules again
     Unpin(OneArgs),
-    /// Say that a backup with an anomaly is right as it is
-    Accept(OneArgs),
+    /// Say that a backup with an anomaly is right as it is, or that this machine has taken the place of the old one
+    Accept(AcceptArgs),
     /// Bring what waits in the spool to the stores that still lack it
     Sync(SyncArgs),
     /// Show whether there is a good backup of everything, and what is wrong
@@ -143,6 +143,9 @@ pub struct RestoreArgs {
     /// Put the configuration files back if their originals can be opened; else beside the live ones, as FILE.reference
     #[arg(long)]
     pub restore_config: bool,
+    /// On a machine without configuration: also put files back below this directory of the stack (repeatable)
+    #[arg(long, value_name = "DIR", requires = "restore_config", conflicts_with = "to")]
+    pub below: Vec<PathBuf>,
     /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
     #[arg(long, value_name = "FILE")]
     pub identity: Vec<PathBuf>,
@@ -238,6 +241,9 @@ pub struct BackupArgs {
     /// Do nothing, and succeed, where the tier is not configured
     #[arg(long)]
     pub if_configured: bool,
+    /// Do nothing, and succeed, while this machine is held after a recovery; for timers
+    #[arg(long)]
+    pub unless_held: bool,
     /// Look at everything and show the plan; write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -299,6 +305,9 @@ pub struct VerifyArgs {
     /// Read and check every component, not only the digest of the archive
     #[arg(long)]
     pub deep: bool,
+    /// Do nothing, and succeed, while this machine is held after a recovery; for timers
+    #[arg(long)]
+    pub unless_held: bool,
     /// Private keys that open sealed backups, instead of those of the configuration (repeatable)
     #[arg(long, value_name = "FILE")]
     pub identity: Vec<PathBuf>,
@@ -327,6 +336,9 @@ pub struct DrillArgs {
     /// Do nothing, and say so, on a host whose configuration names no identity
     #[arg(long)]
     pub if_identity: bool,
+    /// Do nothing, and say so, while the host is held after a recovery
+    #[arg(long)]
+    pub unless_held: bool,
     /// Wait this long for another run to end, such as 12h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub wait: Option<Duration>,
@@ -384,6 +396,19 @@ pub struct OneArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct AcceptArgs {
+    /// Name of the backup
+    #[arg(required_unless_present = "host")]
+    pub backup: Option<String>,
+    /// This machine, which was recovered: its timers work again
+    #[arg(long, conflicts_with = "backup")]
+    pub host: bool,
+    /// Wait this long for another run to end, such as 12h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
 pub struct PinArgs {
     #[command(flatten)]
     pub one: OneArgs,
@@ -397,6 +422,9 @@ pub struct PinArgs {
 
 #[derive(Debug, Args)]
 pub struct SyncArgs {
+    /// Do nothing, and succeed, while this machine is held after a recovery; for timers
+    #[arg(long)]
+    pub unless_held: bool,
     /// Wait this long for another run to end, such as 12h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub wait: Option<Duration>,
@@ -411,7 +439,12 @@ pub struct StoreArgs {
 #[derive(Debug, Subcommand)]
 pub enum StoreAction {
     /// Make a store ours: write its marker
-    Init { store: String },
+    Init {
+        store: String,
+        /// Also keep this package of tars-backup in the store, for a machine that has nothing else
+        #[arg(long, value_name = "FILE")]
+        with_package: Option<PathBuf>,
+    },
     /// Prove that a store takes, keeps and gives back an object
     Check { store: String },
     /// Take over a store of another machine
@@ -437,6 +470,17 @@ pub enum KeyAction {
         /// Private keys to look at, instead of those of the configuration (repeatable)
         #[arg(long, value_name = "FILE")]
         identity: Vec<PathBuf>,
+    },
+    /// Print all that a new machine needs to get the backups back, keys too: to be printed, and kept elsewhere
+    Kit {
+        /// Only this store [default: all]
+        store: Option<String>,
+        /// Also print these private keys, instead of those of the configuration (repeatable)
+        #[arg(long, value_name = "FILE")]
+        identity: Vec<PathBuf>,
+        /// Write it to this new file, for its owner alone [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Prove that a key opens a sealed backup as it is stored
     Test {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::args::{BackupArgs, Global};
+use super::gate::{self, Asker};
 use super::recover::lock;
 use super::session::{Failed, Session, load};
 use crate::config::Tier;
@@ -23,6 +24,13 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
     let session = Session::start(global, sink)?;
     let setup = load(global, &session.access)?;
     let request = request(args)?;
+    // What goes elsewhere, or nowhere, does no harm to the backups of the old machine.
+    if !args.dry_run
+        && request.output_dir.is_none()
+        && let Some(exit) = gate::shut(&session, &setup.agent, Asker::of(args.unless_held))?
+    {
+        return Ok(exit);
+    }
     let wanted = request.tier.as_deref().unwrap_or(&setup.agent.default_tier);
     let tier = setup.tier(wanted);
     if args.if_configured && tier.is_none() {

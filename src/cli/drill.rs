@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::args::{DrillArgs, Global};
+use super::gate::{self, Asker};
 use super::inspect;
 use super::recover::lock;
 use super::session::{Failed, Session, load_optional, machine};
@@ -25,6 +26,11 @@ pub fn run(global: &Global, args: &DrillArgs, sink: Sink) -> Result<Exit, Failed
     if args.if_identity && !configured {
         log::info!("No identity is configured here, so this host drills nothing by itself");
         return Ok(Exit::Ok);
+    }
+    if let (true, Some(setup)) = (args.unless_held, &setup)
+        && let Some(exit) = gate::shut(&session, &setup.agent, Asker::Timer)?
+    {
+        return Ok(exit);
     }
     let (owner, agent, docker) = match &setup {
         Some(setup) => (session.owner(setup, Identity::LookOnly)?, setup.agent.clone(), setup.docker.clone()),

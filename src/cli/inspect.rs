@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::args::{ExtractArgs, Global, ListArgs, PlaceArgs, ShowArgs, VerifyArgs};
+use super::gate::{self, Asker};
 use super::places;
 use super::session::{Failed, Session, load, load_optional};
 use crate::exit::Exit;
@@ -148,6 +149,11 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
     let mut session = Session::start(global, sink)?;
     let setup = load_optional(global, &session.access)?;
     session.opens_with(setup.as_ref(), &args.identity);
+    if let (true, Some(setup)) = (args.unless_held, &setup)
+        && let Some(exit) = gate::shut(&session, &setup.agent, Asker::Timer)?
+    {
+        return Ok(exit);
+    }
     let mut want = Vec::new();
     if args.all {
         want.push(Wanted::All);

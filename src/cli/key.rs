@@ -1,5 +1,7 @@
 //! `tars-backup key`. What could go wrong: a private key where it does not belong; `new` writes it to one place, which is
-//! private and new, and nothing else here has more than public keys in hand.
+//! private and new. `kit` shows keys on purpose, on paper; nothing else here has more than public keys in hand.
+
+mod kit;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -25,6 +27,9 @@ pub fn run(global: &Global, args: &KeyArgs, sink: Sink) -> Result<Exit, Failed> 
     match &args.action {
         KeyAction::New { output } => new(global, output.as_deref()),
         KeyAction::Show { identity } => show(global, identity, sink),
+        KeyAction::Kit { store, identity, output } => {
+            kit::run(global, store.as_deref(), identity, output.as_deref(), sink)
+        }
         KeyAction::Test { backup, identity, place } => test(global, backup.as_deref(), identity, place, sink),
     }
 }
@@ -32,16 +37,7 @@ pub fn run(global: &Global, args: &KeyArgs, sink: Sink) -> Result<Exit, Failed> 
 fn new(global: &Global, output: Option<&Path>) -> Result<Exit, Failed> {
     let new = keys::generate(&Timestamp::now().strftime("%FT%TZ").to_string());
     if let Some(path) = output {
-        write_new(path, &new.file).map_err(|e| {
-            let hint = match e.kind() {
-                io::ErrorKind::AlreadyExists => {
-                    "a key that is there may be the only one that opens old backups: name another file"
-                }
-                io::ErrorKind::PermissionDenied => "run as root, or name a file in a directory of yours",
-                _ => "name a file in a directory that is there",
-            };
-            Failed::text(Exit::Failed, format!("cannot write {}: {e}", path.display()), Some(hint.into()))
-        })?;
+        write_new(path, &new.file).map_err(|e| cannot_write(path, &e))?;
     }
     let printed = match (global.json, output) {
         (true, Some(path)) => {
@@ -61,6 +57,17 @@ fn new(global: &Global, output: Option<&Path>) -> Result<Exit, Failed> {
         io::stderr().lock().write_all(next.as_bytes()).map_err(Failed::output)?;
     }
     Ok(Exit::Ok)
+}
+
+fn cannot_write(path: &Path, e: &io::Error) -> Failed {
+    let hint = match e.kind() {
+        io::ErrorKind::AlreadyExists => {
+            "a key that is there may be the only one that opens old backups: name another file"
+        }
+        io::ErrorKind::PermissionDenied => "run as root, or name a file in a directory of yours",
+        _ => "name a file in a directory that is there",
+    };
+    Failed::text(Exit::Failed, format!("cannot write {}: {e}", path.display()), Some(hint.into()))
 }
 
 /// A private file that was not there, on disk when this returns.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::args::{Global, OneArgs, PinArgs};
+use super::args::{AcceptArgs, Global, OneArgs, PinArgs};
 use super::inspect;
 use super::recover::lock;
 use super::session::{Failed, Session, load};
@@ -22,8 +22,9 @@ pub fn unpin(global: &Global, args: &OneArgs, sink: Sink) -> Result<Exit, Failed
     tell(global, args, "unpin", &Word::Unpin, sink)
 }
 
-pub fn accept(global: &Global, args: &OneArgs, sink: Sink) -> Result<Exit, Failed> {
-    tell(global, args, "accept", &Word::Accept, sink)
+pub fn accept(global: &Global, args: &AcceptArgs, sink: Sink) -> Result<Exit, Failed> {
+    let one = OneArgs { backup: args.backup.clone().unwrap_or_default(), wait: args.wait };
+    tell(global, &one, "accept", &Word::Accept, sink)
 }
 
 pub fn undelete(global: &Global, args: &OneArgs, sink: Sink) -> Result<Exit, Failed> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::args::{Global, PruneArgs};
+use super::gate::{self, Asker};
 use super::recover::lock;
 use super::session::{Failed, Session, load};
 use crate::exit::Exit;
@@ -14,6 +15,11 @@ use crate::render::{json, text};
 pub fn run(global: &Global, args: &PruneArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
     let setup = load(global, &session.access)?;
+    if args.confirm
+        && let Some(exit) = gate::shut(&session, &setup.agent, Asker::Person)?
+    {
+        return Ok(exit);
+    }
     let identity = if args.confirm { Identity::Make } else { Identity::LookOnly };
     let owner = session.owner(&setup, identity)?;
     let world = session.world(&owner);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::{Global, GuardianArgs};
-use super::session::{Failed, Session, lenient_agent};
+use super::session::{Failed, Session, lenient_agent, places_alone};
 use crate::config::{Agent, Dirs};
 use crate::exit::Exit;
 use crate::guardian;
@@ -57,7 +57,16 @@ pub fn run(global: &Global, sink: Sink) -> Result<Exit, Failed> {
     if let Some(problem) = problem {
         log::warn!("{problem}");
     }
-    with(global, &session, &agent.dirs(), Duration::ZERO)
+    let done = with(global, &session, &agent.dirs(), Duration::ZERO)?;
+    // A restore of the configuration began when there was none, and may have been killed when there was one.
+    let before = places_alone(&session.access).dirs();
+    if before.state != agent.state_dir
+        && RunJournal::new(&before.state).pending().is_ok_and(|p| p.is_of_a_restore())
+    {
+        let then = with(global, &session, &before, Duration::ZERO)?;
+        return Ok(if done == Exit::Ok { then } else { done });
+    }
+    Ok(done)
 }
 
 /// Waits for the end of the run that started it.

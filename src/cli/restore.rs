@@ -1,5 +1,7 @@
 //! `tars-backup restore`.
 
+mod bare;
+
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -34,8 +36,8 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
     };
     let request = request(args)?;
     let elsewhere = request.to.is_some();
-    // Data can be written elsewhere by a machine that has no configuration.
-    let setup = match elsewhere {
+    // Data can be written elsewhere by a machine that has no configuration; and the configuration itself comes first there.
+    let setup = match elsewhere || request.restore_config {
         true => load_optional(global, &session.access)?,
         false => Some(load(global, &session.access)?),
     };
@@ -47,6 +49,15 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
             "nobody is there to confirm what will be replaced",
             Some(hint),
         ));
+    }
+    if setup.is_none() && !elsewhere {
+        return bare::run(global, args, request, &session);
+    }
+    if !args.below.is_empty() {
+        let hint =
+            "put a source of type config_files there that names the files, or leave --below out".to_owned();
+        let text = "this machine has a configuration, and only the files that it names are put back";
+        return Err(Failed::text(Exit::Usage, text, Some(hint)));
     }
     let owner = match &setup {
         // The safety copy says who made it.
@@ -143,6 +154,7 @@ fn request(args: &RestoreArgs) -> Result<Request, Failed> {
             via_export: args.via_export,
             overwrite_roles: args.roles == Roles::Overwrite,
         },
+        reach: None,
     })
 }
 

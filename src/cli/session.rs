@@ -171,6 +171,11 @@ fn places() -> Places {
     Places { state, runtime }
 }
 
+/// The settings of the agent on a machine that has no configuration.
+pub fn places_alone(access: &Access) -> Agent {
+    setup::agent_alone(&[], &machine(access)).0
+}
+
 pub fn machine(access: &Access) -> Machine<'_> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Machine { places: places(), cores, host: host::name(), access }

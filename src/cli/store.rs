@@ -1,5 +1,7 @@
 //! `tars-backup store`.
 
+mod package;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,7 +21,7 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
     let session = Session::start(global, sink)?;
     let setup = load(global, &session.access)?;
     let (name, verb) = match &args.action {
-        StoreAction::Init { store } => (store, "store init"),
+        StoreAction::Init { store, .. } => (store, "store init"),
         StoreAction::Check { store } => (store, "store check"),
         StoreAction::Adopt { store } => (store, "store adopt"),
     };
@@ -27,6 +29,13 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
         let known: Vec<&str> = setup.stores.iter().map(|s| s.name()).collect();
         let hint = format!("configured stores: {}", known.join(", "));
         return Err(Failed::text(Exit::Usage, format!("there is no store {name:?}"), Some(hint)));
+    };
+    // A package that is none is told before anything is written.
+    let package = match &args.action {
+        StoreAction::Init { with_package: Some(file), .. } => {
+            Some(package::read(file).map_err(|e| session.failed(Exit::Failed, &e))?)
+        }
+        _ => None,
     };
     let owner = session.owner(&setup, Identity::Make)?;
     let _locked = lock(&session, &setup.agent, verb, Duration::ZERO)?;
@@ -50,14 +59,31 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
     if made {
         session.monitor.event(Event::new(What::StoreInitialised, &sentence).store(name));
     }
+    let kept = match &package {
+        None => None,
+        Some(package) => {
+            session
+                .monitor
+                .phase(&format!("bringing {} to {name}", package.file), Some(package.bytes.len() as u64));
+            let moved = |bytes| session.monitor.moved(bytes);
+            match store::keep(chosen, &package.file, &package.bytes, &moved, &session.cancel) {
+                Ok(keeping) => Some(package::told(&session.monitor, name, &package.file, &keeping)),
+                Err(StoreError::Interrupted(i)) => return Err(session.interrupted(i)),
+                Err(e) => return Err(session.failed(Exit::Failed, &e)),
+            }
+        }
+    };
+    session.monitor.clear();
     let free = chosen.free_bytes().unwrap_or(None);
     let printed = if global.json {
-        json::print(
-            &serde_json::json!({ "store": name, "location": chosen.location(), "ok": true, "free_bytes": free }),
-        )
+        json::print(&serde_json::json!({
+            "store": name, "location": chosen.location(), "ok": true, "free_bytes": free,
+            "package": package.as_ref().map(|p| format!("{}/{}", store::TOOLS, p.file)),
+        }))
     } else {
         let free = free.map_or_else(String::new, |n| format!(", {} free", crate::units::show_bytes(n)));
-        text::print(&format!("{sentence}{free}\n"))
+        let kept = kept.map_or_else(String::new, |said| format!("{said}\n"));
+        text::print(&format!("{sentence}{free}\n{kept}"))
     };
     printed.map_err(Failed::output)?;
     Ok(Exit::Ok)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::args::{Global, SyncArgs};
+use super::gate::{self, Asker};
 use super::recover::lock;
 use super::session::{Failed, Session, load};
 use crate::exit::Exit;
@@ -14,6 +15,9 @@ use crate::render::{json, text};
 pub fn run(global: &Global, args: &SyncArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
     let setup = load(global, &session.access)?;
+    if let Some(exit) = gate::shut(&session, &setup.agent, Asker::of(args.unless_held))? {
+        return Ok(exit);
+    }
     let owner = session.owner(&setup, Identity::Make)?;
     let world = session.world(&owner);
     let (guard, _) = lock(&session, &setup.agent, "sync", args.wait.unwrap_or(Duration::ZERO))?;

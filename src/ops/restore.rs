@@ -2,6 +2,7 @@
 //! everything is fetched, compared and read through before anything is touched; the old data is saved and stays beside
 //! until the new one is proved; and each component is wholly old or wholly new, also after a kill.
 
+mod bare;
 mod compose;
 mod dependents;
 mod fetch;
@@ -24,6 +25,7 @@ use crate::docker::{Container, Docker, DockerError};
 use crate::hint::{Hint, chain};
 use crate::manifest::{Component, ComponentState, Manifest, State};
 use crate::progress::{Event, What};
+use crate::reach::Reach;
 use crate::run_guard::RunGuard;
 use crate::run_journal::Pending;
 use crate::setup::Setup;
@@ -31,6 +33,7 @@ use crate::source::{Configured, Context, Originals, Source, SourceError};
 use crate::target::{Compared, Existing, Target, Wishes, Work};
 use crate::units::{millis, show_bytes};
 
+pub use bare::{BareError, programs_of, setup_of};
 pub use fetch::{FetchError, Fetched, fetch, fetch_one};
 
 /// What was asked for.
@@ -49,6 +52,8 @@ pub struct Request {
     pub keep: bool,
     pub no_safety_backup: bool,
     pub wishes: Wishes,
+    /// On a machine without a configuration: where files may be put.
+    pub reach: Option<Reach>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +72,8 @@ pub enum RestoreError {
     NoComponent { name: String, backup: String, known: String },
     #[error("{backup} is not whole: it lacks {missing} or a part of it")]
     Partial { backup: String, missing: String },
+    #[error(transparent)]
+    Bare(#[from] BareError),
     #[error("there is nothing to restore")]
     Nothing,
     #[error("{path} has {free} free, and {needed} are needed there")]
@@ -101,6 +108,7 @@ impl Hint for RestoreError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Fetch(e) => return e.hint(),
+            Self::Bare(e) => return e.hint(),
             Self::Staging(e) => return e.hint(),
             Self::Hold(e) => return e.hint(),
             Self::Docker(e) => return e.hint(),
@@ -195,6 +203,9 @@ pub struct PlanLine {
     pub now: Option<String>,
     /// What comes.
     pub then: String,
+    /// Each file of it, where a person has to agree to each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
     /// Why nothing can be done for it.
     pub problem: Option<String>,
     pub hint: Option<String>,
@@ -452,6 +463,8 @@ impl<'a> Restore<'a> {
         let (context, work) = (self.context(), self.work_of(chosen));
         let closed = match source.originals(&context, &work) {
             Ok(Originals::Open(target)) => return self.surveyed(chosen, target),
+            // Without a configuration there are no live files for references to lie beside.
+            Ok(Originals::Closed(why, hint)) if self.request.reach.is_some() => return Ok(Err((why, hint))),
             Ok(Originals::Closed(why, hint)) => Some((why, hint)),
             Ok(Originals::None) => None,
             Err(e) => return self.not_ready(chosen, e),
@@ -507,6 +520,7 @@ impl<'a> Restore<'a> {
             compare: !self.request.skip_validation,
             wishes: self.request.wishes,
             surveyed: &self.fetched.surveyed,
+            reach: self.request.reach.as_ref(),
         }
     }
 
@@ -531,6 +545,7 @@ impl<'a> Restore<'a> {
                 target: None,
                 now: None,
                 then,
+                files: Vec::new(),
                 problem: None,
                 hint: None,
             };
@@ -549,6 +564,7 @@ impl<'a> Restore<'a> {
                 }
                 Ok(Action::Put(target)) => {
                     line.target = Some(target.describe());
+                    line.files = target.listed();
                     lacking.extend(
                         target.not_put_back().iter().map(|text| format!("{}: {text}", part.chosen.name)),
                     );
@@ -796,6 +812,7 @@ pub fn write_to(
             compare: !request.skip_validation,
             wishes: request.wishes,
             surveyed: &fetched.surveyed,
+            reach: None,
         };
         let mut component = ComponentOutcome::of(c.name, Fate::Restored);
         let written = world.cancel.check().map_err(SourceError::from);

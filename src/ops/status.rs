@@ -12,6 +12,7 @@ use super::{apply, recover};
 use crate::cancel::Interrupted;
 use crate::catalog::{self, Entry};
 use crate::config::Tier;
+use crate::held_host::HeldHost;
 use crate::hint::{Hint, chain};
 use crate::id::BackupName;
 use crate::last_run::{Ended, LastRun};
@@ -109,7 +110,7 @@ pub struct SpoolStatus {
 }
 
 /// Looks; changes nothing.
-pub fn run(setup: &Setup, world: &World<'_>) -> Result<Status, Interrupted> {
+pub fn run(setup: &Setup, held: Option<&HeldHost>, world: &World<'_>) -> Result<Status, Interrupted> {
     let now = (world.now)();
     let mut status = Status {
         host: setup.host.clone(),
@@ -121,6 +122,11 @@ pub fn run(setup: &Setup, world: &World<'_>) -> Result<Status, Interrupted> {
         problems: Vec::new(),
         warnings: Vec::new(),
     };
+    if let Some(held) = held {
+        let what = format!("its timers do nothing: {}", held.sentence());
+        let hint = "when the data is back and the old machine is off: tars-backup accept --host";
+        status.problems.push(Remark::new(what, hint));
+    }
     let systemd = Systemd::new(world.runtime.clone(), world.cancel.clone());
     let manager = systemd::is_running().then_some(&systemd);
     let mut holds: BTreeMap<(String, String), Restorable> = BTreeMap::new();

@@ -240,6 +240,10 @@ pub fn restore_plan(p: &RestorePlan) -> String {
     if cells.len() > 1 {
         out.push_str(&table(&cells));
     }
+    for l in p.lines.iter().filter(|l| !l.files.is_empty()) {
+        out.push_str(&format!("\nEverything that is written for {}:\n", l.component));
+        out.extend(l.files.iter().map(|file| format!("  {file}\n")));
+    }
     for l in &p.lines {
         if let Some(problem) = &l.problem {
             let hint = l.hint.as_ref().map_or_else(String::new, |h| format!("\n  hint: {h}"));

@@ -19,14 +19,17 @@ use super::{
 };
 use crate::archive::seal::{SealError, unseal};
 use crate::archive::tree::show_name;
+use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::docker::Limits;
 use crate::hint::{Hint, chain};
 use crate::id::Name;
+use crate::keyring::Keyring;
 use crate::manifest::{CONFIG_DIR, Component};
 use crate::redact::{Input, redact};
 use crate::staging::Stage;
 use crate::target::{Compared, Work};
+use crate::vault::Vault;
 
 pub const KIND: Kind = Kind {
     critical: true,
@@ -121,15 +124,14 @@ impl Source for ConfigFiles {
     }
 
     fn originals<'a>(&'a self, context: &Context<'_>, work: &Work<'_>) -> Result<Originals<'a>, SourceError> {
-        Ok(match open_originals(context, work)? {
-            Opened::None => Originals::None,
-            Opened::Closed(why, hint) => Originals::Closed(why, hint),
-            Opened::Open(found) => {
-                let store = putting::Credstore::default();
-                let putting = putting::Putting::new(context, &self.paths(context), &found, store);
-                Originals::Open(Box::new(putting))
-            }
-        })
+        let found = match open(work, context.keyring, context.vault, context.cancel)? {
+            Opened::None => return Ok(Originals::None),
+            Opened::Closed(why, hint) => return Ok(Originals::Closed(why, hint)),
+            Opened::Open(found) => found,
+        };
+        let store = putting::Credstore::default();
+        let paths = self.paths(context);
+        Ok(Originals::Open(Box::new(putting::Putting::new(context, &paths, &found, work.reach, store))))
     }
 
     fn method(&self) -> String {
@@ -211,21 +213,19 @@ fn inventory_of(work: &Work<'_>, member: &str) -> Result<String, SourceError> {
     Ok(text)
 }
 
-/// The sealed originals of an archive.
+/// The originals of a component, as far as they can be opened here.
 enum Opened {
-    /// The archive has none.
     None,
-    /// They cannot be opened: why, and what to do.
     Closed(String, Option<String>),
     Open(Vec<originals::Found>),
 }
 
-fn open_originals(context: &Context<'_>, work: &Work<'_>) -> Result<Opened, SourceError> {
+fn open(work: &Work<'_>, keyring: &Keyring, vault: &Vault, cancel: &Cancel) -> Result<Opened, SourceError> {
     if !work.component.members.iter().any(|m| m == originals::MEMBER) {
         return Ok(Opened::None);
     }
     let closed = |why: String, hint| Ok(Opened::Closed(format!("the originals stay sealed: {why}"), hint));
-    let identities = match context.keyring.identities(context.vault) {
+    let identities = match keyring.identities(vault) {
         Ok(Some(identities)) => identities,
         Ok(None) => {
             return closed(
@@ -239,14 +239,59 @@ fn open_originals(context: &Context<'_>, work: &Work<'_>) -> Result<Opened, Sour
     };
     let read = |source| SourceError::Read { what: format!("{} of the archive", originals::MEMBER), source };
     let sealed = File::open(work.dir.join(originals::MEMBER)).map_err(read)?;
-    let mut tar = match unseal(Box::new(sealed), &identities) {
-        Ok(tar) => tar,
-        Err(e @ SealError::NoIdentity { .. }) => return closed(chain(&e), e.hint()),
-        Err(e) => {
-            return Err(SourceError::Bad { what: originals::MEMBER.into(), why: chain(&e), hint: e.hint() });
-        }
+    match unseal(Box::new(sealed), &identities) {
+        Ok(mut tar) => Ok(Opened::Open(originals::read(&mut tar, cancel)?)),
+        Err(e @ SealError::NoIdentity { .. }) => closed(chain(&e), e.hint()),
+        Err(e) => Err(SourceError::Bad { what: originals::MEMBER.into(), why: chain(&e), hint: e.hint() }),
+    }
+}
+
+/// Our own configuration among the originals of a component.
+pub enum OwnConfig {
+    /// It has no originals.
+    None,
+    /// They cannot be opened: why, and what to do.
+    Closed(String, Option<String>),
+    /// The files, in the order in which they override each other; none when it is not among them.
+    Files(Vec<(PathBuf, String)>),
+}
+
+/// Looks for the configuration that lay at `config`, and what was in `conf.d` beside it.
+pub fn own_config(
+    work: &Work<'_>,
+    config: &Path,
+    keyring: &Keyring,
+    vault: &Vault,
+    cancel: &Cancel,
+) -> Result<OwnConfig, SourceError> {
+    let found = match open(work, keyring, vault, cancel)? {
+        Opened::None => return Ok(OwnConfig::None),
+        Opened::Closed(why, hint) => return Ok(OwnConfig::Closed(why, hint)),
+        Opened::Open(found) => found,
     };
-    Ok(Opened::Open(originals::read(&mut tar, context.cancel)?))
+    let beside = config.parent().unwrap_or(Path::new("/")).join("conf.d");
+    let mut files: Vec<(PathBuf, String)> = Vec::new();
+    for file in &found {
+        let path = Path::new("/").join(std::ffi::OsStr::from_bytes(&file.name));
+        let more = path.parent() == Some(&beside) && path.extension().is_some_and(|x| x == "toml");
+        if path != config && !more {
+            continue;
+        }
+        let text = String::from_utf8(file.bytes.clone()).map_err(|_| {
+            SourceError::hinted(
+                show_name(&file.name),
+                "it is no text, and so no configuration",
+                "write the originals elsewhere with --to DIR, and look at them",
+            )
+        })?;
+        files.push((path, text));
+    }
+    // The file itself first, the others by name.
+    files.sort_by_key(|(path, _)| (path != config, path.clone()));
+    if files.first().is_none_or(|(path, _)| path != config) {
+        files.clear();
+    }
+    Ok(OwnConfig::Files(files))
 }
 
 fn read_file(path: &Path) -> io::Result<Original> {
@@ -347,7 +392,7 @@ fn rehearse(context: &Context<'_>, work: &Work<'_>) -> Result<Rehearsed, SourceE
             listed.filter_map(|line| line.rsplit_once('\t')).filter(|(_, m)| members.iter().any(|x| x == m));
         done.compared.push(Compared::exactly("files", fact("files"), there.count() as u64));
     }
-    match open_originals(context, work)? {
+    match open(work, context.keyring, context.vault, context.cancel)? {
         Opened::None => {}
         Opened::Closed(why, hint) => done.closed = Some((why, hint)),
         Opened::Open(found) => {

@@ -12,6 +12,7 @@ use opendal::{HttpTransporter, OperationContext, Operator};
 use super::credentials::Key;
 use super::fault::clean;
 use super::http::{self, Transport};
+use super::kit::{Kit, in_path, in_value};
 use super::pace::Pace;
 use super::remote::Remote;
 use super::{Access, Refusal, StoreError};
@@ -111,6 +112,11 @@ pub(super) fn b2_home(region: &str) -> String {
     format!("https://s3.{region}.backblazeb2.com")
 }
 
+/// Where Amazon has the buckets of a region.
+fn amazon(region: &str) -> String {
+    format!("https://s3.{region}.amazonaws.com")
+}
+
 /// A directory in one spelling; None where it climbs or is odd.
 pub(super) fn prefix(path: &str) -> Option<String> {
     let path = path.trim_matches('/');
@@ -139,8 +145,7 @@ pub(super) fn endpoint(text: &str) -> Option<String> {
 
 impl Bucket {
     pub fn store(self, access: &Access) -> Remote {
-        let endpoint =
-            self.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", self.region));
+        let endpoint = self.endpoint.clone().unwrap_or_else(|| amazon(&self.region));
         let inside = if self.prefix.is_empty() {
             self.bucket.clone()
         } else {
@@ -163,7 +168,47 @@ impl Bucket {
             operator: OnceLock::new(),
             there: AtomicBool::new(false),
             thaw,
+            kit: Some(self.kit()),
             connect: Box::new(move || self.connect(&endpoint, &vault)),
+        }
+    }
+
+    /// The bucket as any program that speaks https sees it.
+    fn web(&self) -> String {
+        let endpoint = self.endpoint.clone().unwrap_or_else(|| amazon(&self.region));
+        match endpoint.split_once("://") {
+            Some((scheme, server)) if !self.path_style => format!("{scheme}://{}.{server}", self.bucket),
+            _ => format!("{endpoint}/{}", self.bucket),
+        }
+    }
+
+    fn kit(&self) -> Kit {
+        let mut query = vec![("region", self.region.clone())];
+        // Where Backblaze is follows from the region.
+        let home = (self.kind == "b2").then(|| b2_home(&self.region));
+        query.extend(self.endpoint.clone().filter(|e| Some(e) != home.as_ref()).map(|e| ("endpoint", e)));
+        if self.path_style != self.endpoint.is_some() {
+            query.push(("path_style", self.path_style.to_string()));
+        }
+        query.extend(self.ca.iter().map(|ca| ("ca", ca.display().to_string())));
+        let query: Vec<String> = query.iter().map(|(n, v)| format!("{n}={}", in_value(v))).collect();
+        let path = if self.prefix.is_empty() { String::new() } else { format!("/{}", in_path(&self.prefix)) };
+        let endpoint = self.endpoint.clone().unwrap_or_else(|| amazon(&self.region));
+        let mut facts =
+            vec![("endpoint", endpoint), ("region", self.region.clone()), ("bucket", self.bucket.clone())];
+        if !self.prefix.is_empty() {
+            facts.push(("path", self.prefix.clone()));
+        }
+        let mut keys = vec![("key_id", self.key_id.clone()), ("key", self.key.clone())];
+        keys.extend(self.session_token.clone().map(|t| ("session_token", t)));
+        let passing = "the token ends some day: make a key that does not".to_owned();
+        Kit {
+            url: format!("{}://{}{path}?{}", self.kind, self.bucket, query.join("&")),
+            facts,
+            keys,
+            files: self.ca.iter().cloned().collect(),
+            web: Some((format!("{}{path}", self.web()), self.region.clone())),
+            notes: self.session_token.as_ref().map(|_| passing).into_iter().collect(),
         }
     }
 

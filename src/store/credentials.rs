@@ -26,7 +26,8 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    pub(super) fn read(&self, label: &str, vault: &Vault) -> Result<String, SecretError> {
+    /// The key itself, for whoever opens the store; from now on no line shows it.
+    pub fn read(&self, label: &str, vault: &Vault) -> Result<String, SecretError> {
         match self {
             Self::Reference(reference) => vault.read(reference),
             Self::Held(value) => {

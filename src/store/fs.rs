@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
+use super::kit::{Kit, in_path};
 use super::{Access, Object, Put, Store, StoreError, TEMP, is_leftover};
 use crate::cancel::Cancel;
 use crate::config::Section;
@@ -214,6 +215,17 @@ impl Store for FsStore {
             }
         }
         spelled.display().to_string()
+    }
+
+    fn kit(&self) -> Option<Kit> {
+        let root = self.root.to_str()?;
+        let mounted = "a disk of its own or another machine's: it must be mounted there first".to_owned();
+        Some(Kit {
+            url: format!("file://{}", in_path(root)),
+            facts: vec![("directory", root.to_owned())],
+            notes: self.require_mount.then_some(mounted).into_iter().collect(),
+            ..Kit::default()
+        })
     }
 
     fn local_root(&self) -> Option<&Path> {

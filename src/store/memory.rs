@@ -39,6 +39,7 @@ pub(super) fn read(name: &str, s: &Section<'_>, access: &Access) -> Box<dyn Stor
         operator: OnceLock::new(),
         there: AtomicBool::new(false),
         thaw: |_, _| String::new(),
+        kit: None,
         connect: Box::new(move || {
             let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(operator) = places.get(&place) {

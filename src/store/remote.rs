@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 
 use super::fault::{Fault, Kind, Stop, clean, unless};
 use super::http::jittered;
+use super::kit::Kit;
 use super::pace::{Pace, Paced};
 use super::{Object, Put, Refusal, Store, StoreError};
 use crate::cancel::Cancel;
@@ -54,6 +55,7 @@ pub(super) struct Remote {
     pub there: AtomicBool,
     /// What to do about an object of this key that is frozen.
     pub thaw: fn(place: &str, key: &str) -> String,
+    pub kit: Option<Kit>,
 }
 
 impl From<opendal::Error> for Stop {
@@ -257,6 +259,10 @@ impl Store for Remote {
 
     fn place(&self) -> String {
         self.place.clone()
+    }
+
+    fn kit(&self) -> Option<Kit> {
+        self.kit.clone()
     }
 
     fn is_offsite(&self) -> bool {

@@ -18,7 +18,9 @@ use tokio::runtime::Handle;
 
 use self::packet::{Attributes, Fields, Reply, Status};
 use self::session::{Identity, Route, SYNC, Session, no_sftp};
+use super::credentials::Key;
 use super::fault::{Fault, Kind, Stop, unless};
+use super::kit::{Kit, in_path, in_user, in_value};
 use super::pace::{Pace, Paced};
 use super::{Access, Object, Put, Refusal, Store, StoreError, TEMP, is_leftover};
 use crate::cancel::Cancel;
@@ -595,6 +597,49 @@ impl Store for Sftp {
         let root = if self.root.starts_with('/') { self.root.clone() } else { format!("/~/{}", self.root) };
         let host = self.route.host.to_ascii_lowercase();
         format!("sftp://{user}{host}:{}{}", self.route.port, root.trim_end_matches('/'))
+    }
+
+    fn kit(&self) -> Option<Kit> {
+        let Route { host, port, user, known_hosts, ssh_config } = &self.route;
+        let at = user.as_ref().map_or_else(String::new, |u| format!("{}@", in_user(u)));
+        // A port is what stands behind the last colon.
+        let behind = if *port != 22 || host.contains(':') { format!(":{port}") } else { String::new() };
+        let path = match self.root.as_str() {
+            root if root.starts_with("/~/") => format!("/{root}"),
+            root if root.starts_with('/') => root.to_owned(),
+            below_home => format!("/~/{below_home}"),
+        };
+        let query = known_hosts
+            .as_ref()
+            .map_or_else(String::new, |p| format!("?known_hosts={}", in_value(&p.display().to_string())));
+        let mut facts = vec![("server", host.clone()), ("port", port.to_string())];
+        facts.extend(user.clone().map(|u| ("user", u)));
+        facts.push(("directory", self.root.clone()));
+        let mut notes = Vec::new();
+        if self.key.is_none() {
+            notes.push(
+                "it is opened by the ssh keys of the user that tars-backup runs as: keep one of them, too"
+                    .to_owned(),
+            );
+        }
+        if known_hosts.is_none() {
+            notes.push(format!(
+                "its host key stands in the system's files: ssh-keyscan {host}, and compare it"
+            ));
+        }
+        notes.extend(
+            ssh_config
+                .as_ref()
+                .map(|p| format!("a URL takes no settings of ssh, and {} has some", p.display())),
+        );
+        Some(Kit {
+            url: format!("sftp://{at}{}{behind}{}{query}", in_value(host), in_path(&path)),
+            facts,
+            keys: self.key.iter().map(|k| ("ssh_key", Key::Reference(k.clone()))).collect(),
+            files: known_hosts.iter().cloned().collect(),
+            web: None,
+            notes,
+        })
     }
 
     fn by_host(&self) -> bool {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::bucket::{self, Bucket};
 use super::credentials::Credentials;
-use super::{Access, FsStore, HOSTS, MARKER, Store, StoreError, sftp};
+use super::{Access, FsStore, HOSTS, MARKER, Store, StoreError, TOOLS, sftp};
 use crate::cancel::Cancel;
 use crate::config::nearest;
 use crate::hint::Hint;
@@ -130,12 +130,18 @@ fn shared_or_not(
 ) -> Result<Box<dyn Store>, UrlError> {
     let shared = store(true)?;
     shared.reach(cancel)?;
-    if !shared.dirs(HOSTS, cancel)?.is_empty() {
-        return Ok(shared);
+    if is_shared(shared.as_ref(), cancel)? { Ok(shared) } else { store(false) }
+}
+
+/// Whether machines share it; an empty one may be.
+fn is_shared(store: &dyn Store, cancel: &Cancel) -> Result<bool, StoreError> {
+    if !store.dirs(HOSTS, cancel)?.is_empty() {
+        return Ok(true);
     }
-    let own =
-        shared.list("", cancel)?.iter().any(|o| o.name == MARKER) || !shared.dirs("", cancel)?.is_empty();
-    if own { store(false) } else { Ok(shared) }
+    // What all machines share says nothing of whose it is.
+    let own = store.list("", cancel)?.iter().any(|o| o.name == MARKER)
+        || store.dirs("", cancel)?.iter().any(|dir| dir != TOOLS);
+    Ok(!own)
 }
 
 fn take_apart(rest: &str) -> Result<Parts, UrlError> {
@@ -304,8 +310,127 @@ fn sftp_of(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::store::Key;
+    use crate::vault::Vault;
+
+    fn access(runtime: &tokio::runtime::Runtime) -> Access {
+        let (exe, vault) = (PathBuf::from("/nonexistent"), Arc::new(Vault::default()));
+        Access { exe, runtime: runtime.handle().clone(), vault }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// Names with everything that a URL takes for something else.
+    fn part() -> impl Strategy<Value = String> {
+        let odd = prop::sample::select(vec![
+            'a', 'Z', '7', '%', '?', '#', '&', '=', '+', ' ', ':', '@', '~', '*', 'é', '漢', '\\', '"', '\'',
+        ]);
+        prop::collection::vec(odd, 1..6)
+            .prop_map(|c| c.into_iter().collect::<String>())
+            .prop_filter("trimmed", |t| t.trim() == t.as_str() && t != "." && t != "..")
+    }
+
+    proptest! {
+        #[test]
+        fn the_url_of_a_kit_leads_to_the_same_bucket(
+            scheme in prop::sample::select(vec!["s3", "b2"]),
+            prefix in prop::collection::vec(part(), 0..3),
+            endpoint in prop::option::of(prop::sample::select(vec!["https://s3.example.com", "http://127.0.0.1:9000", "https://[::1]:9000"])),
+            path_style: bool,
+            ca in prop::option::of(part()),
+        ) {
+            let region = "eu-central-003".to_owned();
+            let endpoint = endpoint.map(str::to_owned);
+            let b2 = scheme == "b2";
+            let made = Bucket {
+                name: "far".into(),
+                kind: if b2 { "b2" } else { "s3" },
+                bucket: "vault.of-mine".into(),
+                endpoint: if b2 { endpoint.or_else(|| Some(bucket::b2_home(&region))) } else { endpoint },
+                region,
+                prefix: prefix.join("/"),
+                path_style: path_style || b2,
+                ca: ca.map(|c| PathBuf::from(format!("/etc/{c}"))),
+                ..bucket("s3://x-y-z?region=a").unwrap()
+            };
+            let runtime = runtime();
+            let store = made.clone().store(&access(&runtime));
+            let kit = store.kit().unwrap();
+            prop_assert!(!kit.url.contains("topsecret"), "{}", kit.url);
+            prop_assert!(kit.url.is_ascii() && !kit.url.contains(['\'', '"', ' ', '\\']), "{}", kit.url);
+            let read = bucket(&kit.url).unwrap();
+            prop_assert_eq!(
+                (&read.kind, &read.bucket, &read.endpoint, &read.region, &read.prefix, read.path_style, &read.ca),
+                (&made.kind, &made.bucket, &made.endpoint, &made.region, &made.prefix, made.path_style, &made.ca)
+            );
+            prop_assert_eq!(read.store(&access(&runtime)).place(), store.place());
+        }
+
+        #[test]
+        fn the_url_of_a_kit_leads_to_the_same_server(
+            user in prop::option::of(prop::sample::select(vec!["tars", "a@b", "c:d", "e/f?g"])),
+            host in prop::sample::select(vec!["nas.local", "127.0.0.1", "fe80::1%eth0"]),
+            port in prop::sample::select(vec![22u16, 2222]),
+            absolute: bool,
+            path in prop::collection::vec(part(), 1..3),
+            known in prop::option::of(prop::sample::select(vec!["/etc/known", "/etc/a b&c"])),
+        ) {
+            let runtime = runtime();
+            let settings = sftp::Settings {
+                name: "far".into(),
+                host: host.into(),
+                port,
+                user: user.map(str::to_owned),
+                path: format!("{}{}", if absolute { "/" } else { "" }, path.join("/")),
+                key: None,
+                known_hosts: known.map(PathBuf::from),
+                ssh_config: None,
+                part_bytes: 1,
+                limit: None,
+                by_host: true,
+                marker: true,
+            };
+            let store = sftp::store(settings, &access(&runtime));
+            let kit = store.kit().unwrap();
+            let parts = take_apart(kit.url.strip_prefix("sftp://").unwrap()).unwrap();
+            let read = sftp_of(&parts, &Credentials::default(), &access(&runtime), true).unwrap();
+            prop_assert_eq!(read.place(), store.place());
+            prop_assert_eq!(read.kit().unwrap(), kit);
+        }
+
+        #[test]
+        fn the_url_of_a_kit_leads_to_the_same_directory(name in part()) {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join(name);
+            std::fs::create_dir(&root).unwrap();
+            let kit = FsStore::unmarked(&root, Path::new("/nonexistent")).kit().unwrap();
+            let parts = take_apart(kit.url.strip_prefix("file://").unwrap()).unwrap();
+            prop_assert_eq!(PathBuf::from(format!("/{}", parts.path)), root);
+        }
+    }
+
+    #[test]
+    fn tools_alone_make_no_directory_one_machines_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = |dir: &Path| {
+            let store = FsStore::unmarked(dir, Path::new("/nonexistent"));
+            is_shared(&store, &Cancel::default()).unwrap()
+        };
+        assert!(shared(dir.path()));
+        std::fs::create_dir(dir.path().join("tools")).unwrap();
+        assert!(shared(dir.path()));
+        std::fs::create_dir(dir.path().join("daily")).unwrap();
+        assert!(!shared(dir.path()));
+        std::fs::create_dir_all(dir.path().join("hosts/a")).unwrap();
+        assert!(shared(dir.path()));
+    }
 
     fn bucket(url: &str) -> Result<Bucket, UrlError> {
         let (scheme, rest) = url.split_once("://").unwrap();

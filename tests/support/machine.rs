@@ -105,6 +105,13 @@ impl Machine {
         Self::install(Self::up_in("host", release, flags))
     }
 
+    /// The same with nothing installed.
+    pub fn bare_beside(release: &str, flags: &[&str]) -> Self {
+        let machine = Self::up_in("host", release, flags);
+        machine.sh("rm /root/tars-backup.deb").expect(0);
+        machine
+    }
+
     fn install(machine: Self) -> Self {
         machine.sh("dpkg -i /root/tars-backup.deb").expect(0);
         machine.sh("mkdir -p /srv/documents/deep && echo one >/srv/documents/one && echo two >/srv/documents/deep/two");

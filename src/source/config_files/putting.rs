@@ -1,24 +1,29 @@
 //! Originals on their way back over the live files. What could go wrong: a file where the backup says and the operator
 //! did not; so nothing is taken from the names in the tar. Each path that the present configuration names is looked up
-//! there, and what was live stays beside it under a name that people find.
+//! there, and what was live stays beside it under a name that people find. Where that configuration comes out of the same
+//! tar, a person has to name the directories, and the system is out of reach.
 
 use std::cell::RefCell;
 use std::fs::{DirBuilder, File, FileTimes, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::originals::{Found, LEFT_OUT, MEMBER, name_of, name_of_secret};
+use crate::archive::tree::show_name;
 use crate::change::{Change, ChangeError, beside_name, plan_file};
 use crate::docker::Container;
 use crate::format::tarwalk::Mtime;
 use crate::hint::chain;
 use crate::process::{Process, Request};
+use crate::reach::{self, Outside, Reach, is_our_credential};
 use crate::run_journal::RunJournal;
 use crate::secret::SecretRef;
 use crate::source::{Context, SourceError};
 use crate::target::{Existing, Target, Work};
+use crate::units::show_bytes;
 use crate::vault::SecretError;
 
 /// How long making one credential may take.
@@ -55,20 +60,33 @@ pub struct Putting {
     undone: RefCell<Vec<String>>,
     /// Whether any path of the configuration is among the originals.
     finds_any: bool,
+    /// Whether only some places may be written to: nobody on this machine has named the paths.
+    is_bare: bool,
+    /// What keeps all of it from being put back: paths that are not open, and what would open them.
+    outside: Vec<(String, Outside)>,
     store: Credstore,
     /// What lies beside the live files, once it does: live path, and path beside.
     ready: RefCell<Vec<(PathBuf, PathBuf)>>,
 }
 
 impl Putting {
-    /// `paths`: what the configuration names now.
-    pub fn new(context: &Context<'_>, paths: &[PathBuf], found: &[Found], store: Credstore) -> Self {
+    /// `paths`: what the configuration names now. `reach`: where files may go, where that configuration is itself one of
+    /// the originals.
+    pub fn new(
+        context: &Context<'_>,
+        paths: &[PathBuf],
+        found: &[Found],
+        reach: Option<&Reach>,
+        store: Credstore,
+    ) -> Self {
         let mut this = Self {
             files: Vec::new(),
             credentials: Vec::new(),
             notes: Vec::new(),
             undone: RefCell::default(),
             finds_any: false,
+            is_bare: reach.is_some(),
+            outside: Vec::new(),
             store,
             ready: RefCell::default(),
         };
@@ -77,7 +95,9 @@ impl Putting {
             match look_up(name_of(path)) {
                 Some(original) => {
                     this.finds_any = true;
-                    this.file(path, original);
+                    if this.is_open(path, reach) {
+                        this.file(path, original);
+                    }
                 }
                 None => this.undone.get_mut().push(format!("{} is not among the originals", path.display())),
             }
@@ -85,10 +105,96 @@ impl Putting {
         for reference in context.secret_refs {
             if let Some(original) = look_up(name_of_secret(reference)) {
                 this.finds_any = true;
-                this.secret(context, reference, original);
+                if this.is_secret_open(reference, reach) {
+                    this.secret(context, reference, original);
+                }
             }
         }
+        if this.is_bare {
+            // The configuration last: until it is there, whoever looks after a killed run looks where this machine works.
+            this.files.sort_by_key(|f| context.config_files.first() == Some(&f.live));
+        }
         this
+    }
+
+    fn is_open(&mut self, path: &Path, reach: Option<&Reach>) -> bool {
+        let Some(reach) = reach else { return true };
+        match reach.judge(path) {
+            Ok(()) => true,
+            Err(why) => self.leave(show_name(path.as_os_str().as_bytes()), why, reach),
+        }
+    }
+
+    fn is_secret_open(&mut self, reference: &SecretRef, reach: Option<&Reach>) -> bool {
+        match (reference, reach) {
+            (SecretRef::File(path), reach) => self.is_open(path, reach),
+            (SecretRef::Credential(name), Some(reach)) if !is_our_credential(name) => {
+                self.leave(format!("the credential {}", show_name(name.as_bytes())), Outside::System, reach)
+            }
+            _ => true,
+        }
+    }
+
+    fn leave(&mut self, what: String, why: Outside, reach: &Reach) -> bool {
+        if reach.leave_the_rest {
+            self.undone.get_mut().push(format!("{what} is not put back: {}", reason(&why)));
+        } else if !self.outside.iter().any(|(known, _)| *known == what) {
+            self.outside.push((what, why));
+        }
+        false
+    }
+
+    /// Why nothing is put back, and what to say so that it is.
+    fn refusal(&self) -> Option<SourceError> {
+        if self.outside.is_empty() {
+            return None;
+        }
+        let told: Vec<String> =
+            self.outside.iter().map(|(what, why)| format!("{what} ({})", reason(why))).collect();
+        let dirs: Vec<&Path> = self
+            .outside
+            .iter()
+            .filter_map(|(_, why)| if let Outside::Unnamed(dir) = why { Some(dir.as_path()) } else { None })
+            .collect();
+        let mut named: Vec<String> =
+            dirs.iter().map(|d| format!("--below {}", show_name(d.as_os_str().as_bytes()))).collect();
+        named.dedup();
+        let mut hints = Vec::new();
+        if !named.is_empty() {
+            hints.push(format!("if that is where your stack lies, say so: {}", named.join(" ")));
+        }
+        if dirs.len() < self.outside.len() {
+            hints.push(
+                "what is of the system is left out with --allow-partial, and put back by hand".to_owned(),
+            );
+        }
+        let why = format!(
+            "it would be written to places that nobody on this machine has named: {}",
+            told.join(", ")
+        );
+        Some(SourceError::hinted(MEMBER, why, hints.join("; ")))
+    }
+
+    /// Whether the way to a file is one of plain directories, as far as it is there: behind a link is another place.
+    fn is_way_plain(&self, live: &Path) -> Result<(), SourceError> {
+        if !self.is_bare {
+            return Ok(());
+        }
+        for dir in live.ancestors().skip(1) {
+            match dir.symlink_metadata() {
+                Ok(meta) if meta.is_dir() => {}
+                Ok(_) => {
+                    return Err(SourceError::hinted(
+                        dir.display().to_string(),
+                        "it is a link or a file, and what lies behind it is another place",
+                        "put it away, or make a directory of it, and start again",
+                    ));
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(SourceError::Place { path: dir.to_owned(), source }),
+            }
+        }
+        Ok(())
     }
 
     fn file(&mut self, path: &Path, original: &Found) {
@@ -103,11 +209,16 @@ impl Putting {
             self.notes.push(format!("{} is already as it was", path.display()));
             return;
         }
+        // Nobody but us changes what we run by, whatever a backup says.
+        let ours = self.is_bare && path.starts_with(reach::OWN);
+        if ours && ((original.uid, original.gid) != (0, 0) || original.mode & 0o022 != 0) {
+            self.notes.push(format!("{} belongs to us alone now, which it did not", path.display()));
+        }
         self.files.push(New {
             live: path.to_owned(),
             bytes: original.bytes.clone(),
-            mode: original.mode,
-            owner: Some((original.uid, original.gid)),
+            mode: if ours { original.mode & 0o755 } else { original.mode },
+            owner: (!ours).then_some((original.uid, original.gid)),
             mtime: Some(original.mtime),
         });
     }
@@ -200,6 +311,7 @@ impl Putting {
         let put = |source| SourceError::Place { path: to.clone(), source };
         let dir = new.live.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(put)?;
+        self.is_way_plain(&new.live)?;
         journal.record(&work.scratch(&to))?;
         // Private until it is whole; its mode comes last.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(put)?;
@@ -218,6 +330,13 @@ impl Putting {
         File::open(dir).and_then(|d| d.sync_all()).map_err(put)?;
         self.ready.borrow_mut().push((new.live.clone(), to));
         Ok(warnings)
+    }
+}
+
+fn reason(why: &Outside) -> &'static str {
+    match why {
+        Outside::System => "it belongs to the system",
+        Outside::Unnamed(_) => "its directory was not named",
     }
 }
 
@@ -251,6 +370,21 @@ impl Target for Putting {
         }
     }
 
+    fn listed(&self) -> Vec<String> {
+        if !self.is_bare {
+            return Vec::new();
+        }
+        let file = |f: &New| {
+            let owner = f.owner.map_or_else(String::new, |(uid, gid)| format!(", owner {uid}:{gid}"));
+            let shown = show_name(f.live.as_os_str().as_bytes());
+            format!("{shown}  (mode {:04o}{owner}, {})", f.mode, show_bytes(f.bytes.len() as u64))
+        };
+        let credential = |(name, _): &(String, String)| {
+            format!("{}  (the credential, encrypted for this machine)", self.store.dir.join(name).display())
+        };
+        self.files.iter().map(file).chain(self.credentials.iter().map(credential)).collect()
+    }
+
     fn not_put_back(&self) -> Vec<String> {
         self.undone.borrow().clone()
     }
@@ -276,8 +410,12 @@ impl Target for Putting {
                 "see what there is: write it elsewhere with --to DIR, then: age -d -i IDENTITY FILE | tar -t",
             ));
         }
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
         let mut disk = PathBuf::from("/");
         for file in &self.files {
+            self.is_way_plain(&file.live)?;
             if file.live.symlink_metadata().is_ok_and(|m| m.is_dir()) {
                 return Err(SourceError::bad(file.live.display().to_string(), "it is a directory now"));
             }

@@ -1,0 +1,423 @@
+//! Recovery from nothing: a machine that has only the paper and the bucket gets everything back by following the paper. And
+//! what could go wrong on the way: originals that somebody else sealed, a kill in the middle, timers that run too early, keys
+//! that are seen. Needs root and the laboratory (tests/lab). `TARS_BACKUP_DEB` names a package; without it, it is built.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/beside.rs"]
+mod beside;
+#[path = "support/machine.rs"]
+mod machine;
+#[path = "support/proxy.rs"]
+mod proxy;
+#[path = "support/servers.rs"]
+mod servers;
+mod support;
+
+use std::time::Instant;
+
+use beside::{Beside, Stack, docker};
+use machine::{Machine, engine};
+use servers::{BUCKET, KEY, KEY_ID, S3Server, S3sFs};
+use support::{Done, run, sh};
+
+const PASSWORD: &str = "correct-horse-battery-9";
+
+/// A configuration of files, directories and secrets, with its backups in a directory.
+const FILES: &str = r#"
+[sources.configuration]
+type = "config_files"
+files = ["/opt/stack/.env", "/opt/stack/deploy/docker-compose.yml"]
+[sources.documents]
+type = "directory"
+path = "/srv/documents"
+[sources.told]
+type = "command"
+command = ["echo", "x"]
+[sources.told.secret]
+credential = "told-secret"
+[stores.local]
+type = "fs"
+path = "/srv/backups"
+[tiers.hot]
+stores = ["local"]
+path = "daily"
+"#;
+
+/// The machine of [`FILES`] with one backup, sealed for /root/key.txt; `more` is added to its configuration, after `prepare`.
+fn backed_up(prepare: &str, more: &str) -> Machine {
+    let m = Machine::installed("12");
+    let recipient =
+        m.out("tars-backup key new --output /root/key.txt 2>&1 | grep -o 'age1[0-9a-z]*' | head -n 1");
+    m.sh(&format!(
+        "mkdir -p /opt/stack/deploy; printf 'PASSWORD={PASSWORD}\\nPORT=80\\n' >/opt/stack/.env; chmod 640 /opt/stack/.env
+         chown 1234:4321 /opt/stack/.env; echo 'services: {{}}' >/opt/stack/deploy/docker-compose.yml
+         mkdir -p -m 700 /etc/credstore; printf told-by-systemd-0815 | install -m 600 /dev/stdin /etc/credstore/told-secret
+         {prepare}"
+    ))
+    .expect(0);
+    m.configure(&format!("{FILES}{more}\n[encryption]\nrecipients = [\"{recipient}\"]\n"));
+    m.sh("chmod 600 /etc/tars-backup/config.toml; tars-backup store init local").expect(0);
+    m.sh("tars-backup backup").expect(0);
+    m
+}
+
+/// As if it were new, but for the store and the key.
+fn wipe(m: &Machine) {
+    m.sh("rm -rf /etc/tars-backup /var/lib/tars-backup /opt/stack /etc/credstore /etc/credstore.encrypted")
+        .expect(0);
+}
+
+const RESTORE: &str = "tars-backup restore --latest --from file:///srv/backups --component configuration --restore-config --identity /root/key.txt";
+
+/// Everything that a restore could have touched.
+fn picture(m: &Machine) -> String {
+    m.out("find /etc /opt /root /srv /usr/local /var/spool /home -xdev -type f -printf '%p %m %U:%G %s %T@\\n' -o -xdev -printf '%p %m %l\\n' | grep -v '^/etc/credstore.encrypted 700' | sort")
+}
+
+#[test]
+fn what_would_lie_outside_is_refused_before_anything_is_written() {
+    // A backup of somebody who wants more than his stack: a file of the system, and a credential that systemd acts on.
+    let hostile = "[sources.more]\ntype = \"command\"\ncommand = [\"echo\", \"x\"]\nsecret = { file = \"/etc/cron.d/evil\" }\n\
+                   [sources.boot]\ntype = \"command\"\ncommand = [\"echo\", \"x\"]\nsecret = { credential = \"tmpfiles.extra\" }\n";
+    let m = backed_up(
+        "mkdir -p /etc/cron.d; echo evil-evil-evil >/etc/cron.d/evil; cp /etc/cron.d/evil /etc/credstore/tmpfiles.extra",
+        &format!("[agent]\nstate_dir = \"/srv/state\"\n{hostile}"),
+    );
+    wipe(&m);
+    m.sh("rm -rf /etc/cron.d/evil /srv/state").expect(0);
+    let before = picture(&m);
+    for named in ["", "--below /opt/stack"] {
+        let refused = m.sh(&format!("{RESTORE} {named} --yes"));
+        assert_eq!(refused.code, 1, "{refused:?}");
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        for outside in ["/etc/cron.d/evil", "tmpfiles.extra"] {
+            assert!(said.contains(outside), "{said}");
+        }
+        assert_eq!(said.contains("--below /opt/stack"), named.is_empty(), "{said}");
+        assert!(!said.contains("evil-evil-evil") && !said.contains(PASSWORD), "{said}");
+        assert_eq!(picture(&m), before);
+        m.sh("test ! -e /var/lib/tars-backup/held.json").expect(0);
+    }
+    for dir in ["/etc", "/", "/root/.ssh"] {
+        m.sh(&format!("{RESTORE} --below {dir} --yes")).expect(64).says("belongs to the system");
+    }
+    // A link on the way leads somewhere else.
+    m.sh("mkdir /opt/stack; ln -s /etc/cron.d /opt/stack/deploy").expect(0);
+    let linked = m.sh(&format!("{RESTORE} --below /opt/stack --allow-partial --yes"));
+    assert_eq!(linked.code, 1, "{linked:?}");
+    assert_eq!(m.out("find /etc/cron.d -name '*compose*'; ls -A /opt/stack"), "deploy");
+    m.sh("rm -r /opt/stack").expect(0);
+    // Without what is of the system it comes back, and says what it lacks.
+    let left_out = m.sh(&format!("{RESTORE} --below /opt/stack --allow-partial --yes"));
+    assert_eq!(left_out.code, 2, "{left_out:?}");
+    m.sh("test -e /opt/stack/.env -a ! -e /etc/cron.d/evil -a ! -e /etc/credstore.encrypted/tmpfiles.extra -a ! -e /srv/state").expect(0);
+    m.sh("systemd-creds decrypt --name=told-secret /etc/credstore.encrypted/told-secret - | grep -qx told-by-systemd-0815").expect(0);
+}
+
+#[test]
+fn what_is_missing_is_told_with_what_to_do() {
+    let m = backed_up("", "");
+    wipe(&m);
+    let bare = RESTORE.replace(" --identity /root/key.txt", "");
+    m.sh(&format!("{bare} --yes")).expect(1).says("--identity FILE");
+    m.sh(&format!("{} --yes", RESTORE.replace(" --restore-config", ""))).expect(78).says("tars-backup init");
+    m.sh(&format!("{} --yes", RESTORE.replace("configuration ", "documents ")))
+        .expect(1)
+        .says("only the configuration");
+    m.sh(&format!("{RESTORE} </dev/null")).expect(64).says("nobody is there to confirm");
+    m.sh(&format!("{RESTORE} --yes")).expect(1).says("--below /opt/stack");
+    // The plan shows every path, and changes nothing.
+    let plan = m.sh(&format!("{RESTORE} --below /opt/stack --dry-run")).expect(0);
+    for path in [
+        "/opt/stack/.env",
+        "/opt/stack/deploy/docker-compose.yml",
+        "/etc/tars-backup/config.toml",
+        "/etc/credstore.encrypted/told-secret",
+        "the command of source told",
+    ] {
+        assert!(plan.stdout.contains(path), "{path}: {}", plan.stdout);
+    }
+    m.sh("test ! -e /etc/tars-backup/config.toml -a ! -e /opt/stack -a ! -e /var/lib/tars-backup/held.json")
+        .expect(0);
+}
+
+/// Files, credentials and modes as they were; a machine that is held until somebody accepts it.
+#[test]
+fn a_bare_machine_is_held_until_it_is_accepted() {
+    let m = backed_up("", "");
+    let files = "cd /; stat -c '%n %a %u:%g %.9Y' opt/stack/.env opt/stack/deploy/docker-compose.yml etc/tars-backup/config.toml; sha256sum opt/stack/.env opt/stack/deploy/* etc/tars-backup/config.toml";
+    let before = m.out(files);
+    wipe(&m);
+    m.sh(&format!("{RESTORE} --below /opt/stack --yes")).expect(0).says("tars-backup accept --host");
+    assert_eq!(m.out(files), before);
+    m.sh("systemd-creds decrypt --name=told-secret /etc/credstore.encrypted/told-secret - | grep -qx told-by-systemd-0815").expect(0);
+    assert_eq!(m.out("stat -c %a /etc/credstore.encrypted/told-secret"), "600");
+    m.sh("tars-backup config check").expect(0);
+    m.sh("tars-backup config apply").expect(0);
+
+    let committed = m.committed();
+    for unit in ["tars-backup@hot.service", "tars-backup-sync.service", "tars-backup-verify.service"] {
+        m.sh(&format!("systemctl start {unit}")).expect(0);
+    }
+    assert_eq!(m.committed(), committed);
+    let told = m.entries("TARS_BACKUP_EVENT=host.held");
+    assert!(told.len() >= 3, "{told:?}");
+    for refused in ["backup", "sync", "prune --confirm"] {
+        m.sh(&format!("tars-backup {refused}"))
+            .expect(1)
+            .says("is held until")
+            .says("tars-backup accept --host");
+    }
+    m.sh("tars-backup prune").expect(0);
+    m.sh("tars-backup backup --dry-run").expect(0);
+    m.sh("tars-backup status").expect(1).says("its timers do nothing").says("tars-backup accept --host");
+    m.sh("tars-backup accept --host").expect(0).says("is accepted");
+    assert_eq!(m.entries("TARS_BACKUP_EVENT=host.accepted").len(), 0, "a shell is not in the journal");
+    m.sh("tars-backup accept --host").expect(0).says("nothing to accept");
+    m.sh("systemctl start tars-backup@hot.service").expect(0);
+    assert_eq!(m.committed(), committed + 1);
+    m.sh("tars-backup status").expect(0);
+}
+
+/// Killed at every line of the run journal: `recover` leaves nothing or all of it, and never a machine that is not held.
+#[test]
+fn a_bare_restore_that_is_killed_is_taken_back() {
+    let m = backed_up("", "");
+    wipe(&m);
+    let mut killed = 0;
+    for lines in 1..40 {
+        m.sh("rm -rf /etc/tars-backup /opt/stack /etc/credstore.encrypted/told-secret /var/lib/tars-backup/held.json").expect(0);
+        let run = m.sh(&format!(
+            "setsid env TARS_BACKUP_GUARDIAN=no {RESTORE} --below /opt/stack --yes >/dev/null 2>&1 & pid=$!
+             while [ -d /proc/$pid ] && [ \"$(cat /var/lib/tars-backup/run.journal 2>/dev/null | wc -l)\" -lt {lines} ]; do :; done
+             kill -KILL $pid 2>/dev/null && echo killed; wait $pid || true"
+        ));
+        if run.stdout.contains("killed") {
+            killed += 1;
+            m.sh("test -e /var/lib/tars-backup/held.json").expect(0);
+        }
+        m.sh("tars-backup recover").expect(0);
+        let there = m.out("for f in /etc/tars-backup/config.toml /opt/stack/.env /opt/stack/deploy/docker-compose.yml /etc/credstore.encrypted/told-secret; do test -e $f && echo $f || true; done | wc -l");
+        assert!(there == "0" || there == "4", "{lines}: {there} of 4 are there");
+        assert_eq!(m.out("find /etc /opt -name '.*tars*' -o -name '*.before-*' | wc -l"), "0", "{lines}");
+        m.sh("test ! -e /var/lib/tars-backup/run.journal").expect(0);
+        if !run.stdout.contains("killed") {
+            break;
+        }
+    }
+    assert!(killed >= 3, "{killed}");
+}
+
+/// What follows the words of the kit, step by step: title and commands.
+fn steps_of(kit: &str) -> Vec<(String, String)> {
+    let (_, commands) = kit.split_once("## Commands").unwrap();
+    let mut steps = Vec::new();
+    let mut title = String::new();
+    for (number, part) in commands.split("```\n").enumerate() {
+        if number % 2 == 0 {
+            title = part.trim().lines().last().unwrap_or_default().to_owned();
+        } else {
+            steps.push((title.clone(), part.to_owned()));
+        }
+    }
+    steps
+}
+
+const CHROMA: &str =
+    "http://localhost:8000/api/v2/tenants/default_tenant/databases/default_database/collections";
+
+fn chroma(stack: &Stack, path: &str, body: &str) -> serde_json::Value {
+    let url = format!("{CHROMA}{path}");
+    let answer = docker(&[
+        "exec",
+        &stack.container("chromadb"),
+        "curl",
+        "-sf",
+        "-H",
+        "content-type: application/json",
+        "-d",
+        body,
+        &url,
+    ]);
+    serde_json::from_str(&answer).unwrap_or_default()
+}
+
+fn records(stack: &Stack, collection: &str) -> serde_json::Value {
+    let id =
+        docker(&["exec", &stack.container("chromadb"), "curl", "-sf", &format!("{CHROMA}/{collection}")]);
+    let id: serde_json::Value = serde_json::from_str(&id).unwrap();
+    let id = id["id"].as_str().unwrap();
+    let got =
+        chroma(stack, &format!("/{id}/get"), r#"{"include": ["documents", "embeddings", "metadatas"]}"#);
+    serde_json::json!([got["ids"], got["documents"], got["embeddings"], got["metadatas"]])
+}
+
+#[test]
+fn the_whole_walk_from_paper_and_bucket_alone() {
+    let s3 = S3sFs::start();
+    let stack = Stack::up("walk", "postgres redis chromadb");
+    let project = format!("{}deploy", stack.prefix);
+    stack.sql("create table notes (id int primary key, text text); insert into notes select g, 'note ' || g from generate_series(1, 500) g");
+    stack.redis(&["set", "key", "value"]);
+    stack.redis(&["hset", "hash", "a", "1", "b", "2"]);
+    let made = chroma(&stack, "", r#"{"name": "memories"}"#);
+    let id = made["id"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+    chroma(
+        &stack,
+        &format!("/{id}/add"),
+        r#"{"ids": ["one", "two"], "embeddings": [[1.5, 2, 3], [4, 5, 6.25]], "documents": ["first", "second"], "metadatas": [{"n": 1}, {"n": 2}]}"#,
+    );
+    let data = |stack: &Stack| {
+        (
+            stack.sql("select count(*), md5(string_agg(id || text, ',' order by id)) from notes"),
+            stack.redis(&["get", "key"]) + &stack.redis(&["hget", "hash", "b"]),
+            records(stack, "memories"),
+        )
+    };
+    let wanted = data(&stack);
+
+    // The first machine.
+    let kit;
+    let files = "cd /; stat -c '%n %a %u:%g' opt/tars-home/.env opt/tars-home/deploy/docker-compose.yml etc/tars-backup/config.toml; sha256sum opt/tars-home/.env opt/tars-home/deploy/* etc/tars-backup/config.toml";
+    let files_wanted;
+    let machine_id;
+    {
+        let m = Beside::bare("12", "tars-old");
+        m.put(std::path::Path::new(machine::package()), &format!("/root/{}", deb_name()));
+        m.sh(&format!("dpkg -i /root/{}", deb_name())).expect(0);
+        machine_id = m.out("cat /etc/machine-id");
+        let recipient =
+            m.out("tars-backup key new --output /root/key.txt 2>&1 | grep -o 'age1[0-9a-z]*' | head -n 1");
+        m.sh(&format!(
+            "mkdir -p /opt/tars-home/deploy; printf 'POSTGRES_PASSWORD={PASSWORD}\\n' >/opt/tars-home/.env; chmod 640 /opt/tars-home/.env
+             chown 1000:1000 /opt/tars-home/.env; echo 'services: {{}}' >/opt/tars-home/deploy/docker-compose.yml
+             mkdir -p -m 700 /etc/credstore.encrypted
+             printf %s '{KEY_ID}' | systemd-creds encrypt --with-key=host --name=bucket-id - /etc/credstore.encrypted/bucket-id
+             printf %s '{KEY}' | systemd-creds encrypt --with-key=host --name=bucket-key - /etc/credstore.encrypted/bucket-key"
+        ))
+        .expect(0);
+        let containers = ["postgres", "redis", "chromadb"]
+            .map(|s| format!("[sources.{s}]\ntype = \"{s}\"\ncontainer = {:?}\n", stack.container(s)))
+            .concat();
+        m.configure(&format!(
+            "[docker]\nsocket = {:?}\nproject = {project:?}\n{containers}[sources.configuration]\ntype = \"config_files\"\n\
+             files = [\"/opt/tars-home/.env\", \"/opt/tars-home/deploy/docker-compose.yml\"]\n\
+             [stores.bucket]\ntype = \"s3\"\nbucket = {BUCKET:?}\npath = \"back ups/of home\"\nendpoint = {:?}\n\
+             key_id = {{ credential = \"bucket-id\" }}\nkey = {{ credential = \"bucket-key\" }}\n\
+             [tiers.hot]\nstores = [\"bucket\"]\npath = \"daily\"\n[encryption]\nrecipients = [{recipient:?}]\n",
+            engine(),
+            s3.endpoint(),
+        ));
+        m.sh("chmod 600 /etc/tars-backup/config.toml").expect(0);
+        m.sh(&format!("tars-backup store init bucket --with-package /root/{}", deb_name()))
+            .expect(0)
+            .says("keeps tools/");
+        m.sh(&format!("tars-backup store init bucket --with-package /root/{}", deb_name()))
+            .expect(0)
+            .says("has tools/");
+        m.sh("tars-backup config apply").expect(0);
+        m.start().expect(0);
+        m.start().expect(0);
+        m.sh("tars-backup status").expect(0);
+        let printed = m.sh("tars-backup key kit --identity /root/key.txt").expect(0);
+        assert!(
+            !printed.stderr.contains(KEY) && !printed.stderr.contains("AGE-SECRET"),
+            "{}",
+            printed.stderr
+        );
+        kit = printed.stdout;
+        files_wanted = m.out(files);
+        // Nothing of it is anywhere else.
+        m.sh("systemd-run --wait --collect tars-backup key kit").expect(64);
+        m.sh("systemd-run --wait --collect tars-backup key kit --output /root/kit.md").expect(0);
+        assert_eq!(m.out("stat -c '%a %u' /root/kit.md; rm /root/kit.md"), "600 0");
+        let secret = m.out("tail -n 1 /root/key.txt");
+        let journal = m.out("journalctl --sync; journalctl --no-pager -o json --all");
+        assert!(!journal.contains(KEY) && !journal.contains(&secret), "the journal shows a key");
+    }
+    // All of it burns.
+    drop(stack);
+
+    let began = Instant::now();
+    let m = Beside::bare("12", "tars-new");
+    assert_ne!(m.out("cat /etc/machine-id"), machine_id);
+    let stack = Stack { prefix: project.trim_end_matches("deploy").to_owned() };
+    // Compose is not here: the laboratory makes what it would.
+    m.sh("printf '#!/bin/sh\\necho \"$@\" >>/root/compose-calls\\n' >/usr/local/bin/docker; chmod 755 /usr/local/bin/docker").expect(0);
+    let mut done: Vec<String> = Vec::new();
+    for (title, commands) in steps_of(&kit) {
+        for line in by_line(&commands) {
+            let ran = step(&m, &line);
+            let held =
+                line == "tars-backup status" && !done.contains(&"tars-backup accept --host".to_owned());
+            assert_eq!(ran.code, i32::from(held), "{title}\n{line}\n{}{}", ran.stdout, ran.stderr);
+            if line.contains("up --no-start") {
+                stack.lab("LAB_SERVICES='postgres redis chromadb'", "up");
+            }
+            done.push(line);
+        }
+    }
+    let took = began.elapsed();
+    println!("from nothing to a machine that makes backups again: {took:.1?}");
+
+    assert_eq!(data(&stack), wanted);
+    assert_eq!(m.out(files), files_wanted);
+    for (name, value) in [("bucket-id", KEY_ID), ("bucket-key", KEY)] {
+        let told = m.out(&format!("systemd-creds decrypt --name={name} /etc/credstore.encrypted/{name} -"));
+        assert_eq!(told, value);
+    }
+    // The same directory of the bucket, under the name of the old machine; and a timer works.
+    let rows = m.sh("tars-backup list --json").expect(0).json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(3), "{rows}");
+    m.sh("systemctl start tars-backup@hot.service").expect(0);
+    let rows = m.sh("tars-backup list --json").expect(0).json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(4), "{rows}");
+    let hosts = sh(&format!("ls '{}/back ups/of home/hosts'", s3.bucket().display()));
+    assert_eq!(hosts, "tars-old\n");
+    m.sh("systemctl list-timers --all | grep tars-backup@hot.timer").expect(0);
+    m.sh("test ! -e /root/tars-credentials -a ! -e /root/tars-identity.txt").expect(0);
+    assert!(m.out("cat /root/compose-calls").contains("up --no-start"));
+}
+
+fn deb_name() -> String {
+    std::path::Path::new(machine::package()).file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// Commands one by one, what is written into a file with its command.
+fn by_line(commands: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut open = false;
+    for line in commands.lines() {
+        if open {
+            let last = lines.last_mut().unwrap();
+            last.push('\n');
+            last.push_str(line);
+            open = line != "END";
+        } else {
+            lines.push(line.to_owned());
+            open = line.contains("<<'END'");
+        }
+    }
+    lines
+}
+
+/// One line as a person types it. The machine has no network of its own for apt, and no curl: this one asks for it.
+fn step(m: &Machine, line: &str) -> Done {
+    if line.contains("apt-get install curl") {
+        return m.sh("true");
+    }
+    if line.starts_with("curl ") {
+        let dir = tempfile::tempdir().unwrap();
+        let config = m.out("cat /root/tars-curl");
+        std::fs::write(dir.path().join("tars-curl"), config).unwrap();
+        let here = line.replace("/root/tars-curl", "tars-curl");
+        let done = run("bash", &["-c", &format!("cd '{}' && {here}", dir.path().display())]);
+        if done.code == 0 {
+            m.put(&dir.path().join(deb_name()), &format!("/root/{}", deb_name()));
+        }
+        return done;
+    }
+    let restore = line.starts_with("tars-backup restore") && !line.contains("--dry-run");
+    m.sh(&format!("cd /root; {line}{}", if restore { " --yes" } else { "" }))
+}
