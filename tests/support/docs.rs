@@ -86,6 +86,8 @@ pub struct Shown {
     pub text: String,
     /// Line of the block that it is in. What changes the directory does so for the rest of its block.
     pub block: Option<usize>,
+    /// In a dialogue: the first line of what is said to it.
+    pub answer: String,
     /// The next block of the document: what is typed into the file that this command opens.
     pub next_block: String,
 }
@@ -147,7 +149,7 @@ pub fn commands_in(document: &str, text: &str) -> Vec<Shown> {
             }
             Piece::Prose { line, text } => spans_in(*line, text)
                 .into_iter()
-                .filter(|(_, span)| is_command(span) && (span.contains(' ') || span == "make"))
+                .filter(|(_, span)| is_command(span) && !is_only_names(span))
                 .map(|c| (c, None))
                 .collect::<Vec<_>>(),
         };
@@ -156,6 +158,12 @@ pub fn commands_in(document: &str, text: &str) -> Vec<Shown> {
             line,
             text,
             block,
+            answer: match (piece, block) {
+                (Piece::Block { line: first, lines }, Some(_)) if lines[line - first].starts_with("$ ") => {
+                    lines.get(line - first + 1).cloned().unwrap_or_default()
+                }
+                _ => String::new(),
+            },
             next_block: next_block.clone().unwrap_or_default(),
         }));
     }
@@ -313,19 +321,26 @@ fn without_comment(line: &str) -> String {
     line.trim_end().to_owned()
 }
 
+/// `tar`, or `tar | gzip`, names programs and runs none. `make` alone is a command.
+fn is_only_names(span: &str) -> bool {
+    span != "make" && span.split(' ').all(|w| w == "|" || PROGRAMS.contains(&w))
+}
+
 /// Settings of the environment before it do not count. `export = ["hot"]` is a key of the configuration.
 fn is_command(text: &str) -> bool {
+    let word = program(text);
+    let script = |dir: &str| word.starts_with(dir) && word.ends_with(".sh");
+    let known = PROGRAMS.contains(&word) || ["tests/lab/", "scripts/", "./"].into_iter().any(script);
+    known && !text[text.find(word).unwrap_or(0) + word.len()..].trim_start().starts_with('=')
+}
+
+/// The first word that is no setting of the environment.
+pub fn program(text: &str) -> &str {
     let is_setting = |w: &&str| {
         let name = w.split('=').next().unwrap_or_default();
         w.contains('=') && !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
     };
-    let mut words = text.split_whitespace().skip_while(is_setting);
-    let Some(word) = words.next() else { return false };
-    let known = PROGRAMS.contains(&word)
-        || word.starts_with("tests/lab/") && word.ends_with(".sh")
-        || word.starts_with("scripts/") && word.ends_with(".sh")
-        || word.starts_with("./") && word.ends_with(".sh");
-    known && words.next() != Some("=")
+    text.split_whitespace().find(|w| !is_setting(w)).unwrap_or_default()
 }
 
 /// The words of a command up to the first operator of the shell, quotes taken off; `<(…)` is one word.
