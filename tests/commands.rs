@@ -643,7 +643,7 @@ fn every_command_of_the_documents_is_run() {
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..2).map(|_| scope.spawn(&work)).collect();
+        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
         for shown in of(&all, How::Here) {
             if let Err(why) = run_here(shown) {
                 note(shown, &why);
