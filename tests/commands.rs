@@ -285,6 +285,8 @@ fn stands_for(word: &str, newest: &str, fresh: &Cell<u32>) -> Option<String> {
         "STORE" => "nas".to_owned(),
         "TIER" => "hot".to_owned(),
         "COMPONENT" => "documents".to_owned(),
+        "PATH" => "documents.tar.gz".to_owned(),
+        "TEXT" => "'a reason'".to_owned(),
         "COMMAND" => "backup".to_owned(),
         "SHELL" => "bash".to_owned(),
         "IDENTITY" => "/root/key.txt".to_owned(),
@@ -456,9 +458,14 @@ promote_from = "warm"
             text.replace(&format!("store {verb} NAME"), &format!("store {verb} nas"))
         });
         let text = text.replace("--identity FILE", "--identity /root/key.txt");
+        // Alone it is an option of tar.
+        let text = format!("{text}\n")
+            .replace("--component C\n", "--component documents\n")
+            .replace("--component C ", "--component documents ");
+        let text = text.trim_end();
         let newest = "ls /mnt/nas/backups/tars/*/ | sed -n 's/\\.manifest\\.json$//p' | sort | tail -n 1";
         let name = self.m.out(if name.is_empty() { newest } else { name });
-        docs::filled(&text, |word| stands_for(word, &name, &self.fresh))
+        docs::filled(text, |word| stands_for(word, &name, &self.fresh))
     }
 
     fn run(&self, shown: &Shown) -> Result<(), String> {
@@ -520,8 +527,9 @@ promote_from = "warm"
         ))
     }
 
+    /// Every block begins with the same configuration.
     fn go_home(&self) {
-        self.m.sh("mkdir -p /root/work; cp /root/key.txt /root/work/; echo /root/work >/root/walk/at; : >/root/walk/env").expect(0);
+        self.m.sh("rm -rf /etc/tars-backup/conf.d; cp /root/config.toml /etc/tars-backup/; mkdir -p /root/work; cp /root/key.txt /root/work/; echo /root/work >/root/walk/at; : >/root/walk/env").expect(0);
     }
 }
 

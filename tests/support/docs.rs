@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// First words of what is taken for a command. A program that no document has named yet is added here.
-const PROGRAMS: [&str; 69] = [
+const PROGRAMS: &[&str] = &[
     "age",
     "age-keygen",
     "apt",
@@ -47,6 +47,7 @@ const PROGRAMS: [&str; 69] = [
     "journalctl",
     "less",
     "ln",
+    "lp",
     "ls",
     "make",
     "mkdir",
@@ -61,6 +62,7 @@ const PROGRAMS: [&str; 69] = [
     "scp",
     "sed",
     "sha256sum",
+    "shred",
     "sqlite3",
     "ssh",
     "ssh-keygen",
