@@ -36,7 +36,7 @@ use support::{Done, sh};
 struct Case {
     /// Where; everywhere when empty.
     document: &'static str,
-    /// The command as it stands there.
+    /// The command as it stands there; BACKUP is NAME.
     command: &'static str,
     /// In a dialogue: the first line of what is said to it there.
     answer: &'static str,
@@ -126,6 +126,8 @@ const CASES: &[Case] = &[
     },
     Case {
         command: "tars-backup undelete NAME",
+        before: "tars-backup list --trash | grep ^tars-backup- || {
+                   sed -i 's/^keep = .*/keep = { last = 1, min = 1 }/' /etc/tars-backup/config.toml; tars-backup backup; }",
         name: "tars-backup list --trash | sed -n '2s/ .*//p'",
         after: "cp /root/config.toml /etc/tars-backup/config.toml; ! tars-backup list --trash | grep -F NAME",
         ..CASE
@@ -137,7 +139,8 @@ const CASES: &[Case] = &[
         says: "anomaly",
         ..CASE
     },
-    Case { command: "tars-backup accept NAME", after: "tars-backup list | grep -F 'anomaly: documents (accepted)'", ..CASE },
+    Case { command: "tars-backup accept NAME", before: "tars-backup list | grep -F 'anomaly: documents' || {
+                   rm /srv/documents/many-*; tars-backup backup || [ $? = 2 ]; }", after: "tars-backup list | grep -F 'anomaly: documents (accepted)'", ..CASE },
     // sealing.md
     Case {
         command: "tars-backup key new --output key.txt",
@@ -534,11 +537,9 @@ promote_from = "warm"
 }
 
 fn case_of(shown: &Shown) -> Option<&'static Case> {
+    let text = shown.text.replace("BACKUP", "NAME");
     let here = |c: &&Case| c.document.is_empty() || c.document == shown.document;
-    CASES
-        .iter()
-        .filter(here)
-        .find(|c| c.command == shown.text && (c.answer.is_empty() || c.answer == shown.answer))
+    CASES.iter().filter(here).find(|c| c.command == text && (c.answer.is_empty() || c.answer == shown.answer))
 }
 
 /// How a command is seen to.
