@@ -8,7 +8,7 @@ CARGO ?= cargo
 
 # Tests that need the laboratory (root, an engine, images, servers), those that need root, and the one of a thousand
 # damages: all others are quick and run anywhere.
-SLOW_TESTS := init units retention seal stores offsite deb package stack tree unpack restore hostile guide interrupt damage demo drill recovery
+SLOW_TESTS := init units retention seal stores offsite deb package stack tree unpack restore hostile guide interrupt damage demo drill recovery commands
 QUICK_TESTS := $(filter-out $(SLOW_TESTS),$(basename $(notdir $(wildcard tests/*.rs))))
 
 SCRIPTS := $(wildcard .ci/run scripts/*.sh tests/*.sh tests/lab/*.sh benches/*.sh packaging/deb/p*)

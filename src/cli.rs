@@ -22,11 +22,11 @@ mod store;
 mod sync;
 
 use std::ffi::OsString;
-use std::io::Write;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use crate::exit::Exit;
+use crate::render::text;
 use args::{Cli, Command};
 use session::Failed;
 
@@ -72,6 +72,11 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
     exit.code()
 }
 
+/// What can be typed: every command with its options.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// clap ends with 2 on its own; that status means something else here.
 fn usage(e: &clap::Error) -> Exit {
     let _ = e.print();
@@ -82,14 +87,14 @@ fn usage(e: &clap::Error) -> Exit {
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<Exit, Failed> {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "tars-backup", &mut text);
-    std::io::stdout().write_all(&text).map_err(Failed::output)?;
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "tars-backup", &mut script);
+    text::put(&script).map_err(Failed::output)?;
     Ok(Exit::Ok)
 }
 
 fn man() -> Result<Exit, Failed> {
     let page = manual::render().map_err(Failed::output)?;
-    std::io::stdout().write_all(&page).map_err(Failed::output)?;
+    text::put(&page).map_err(Failed::output)?;
     Ok(Exit::Ok)
 }

@@ -406,10 +406,53 @@ fn extract_takes_the_good_copy_where_one_is_damaged() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn a_reader_that_has_seen_enough_is_no_failure_and_a_full_disk_is_one() {
     let home = Home::new().documents().ready();
     home.backup(0);
-    sh(&format!("'{}' --config '{}' show --latest | true", support::PROGRAM, home.at("config.toml")));
+    let name = home.only();
+    for args in [
+        &["completions", "bash"][..],
+        &["completions", "zsh"],
+        &["man"],
+        &["--help"],
+        &["help", "restore"],
+        &["--version"],
+        &["list"],
+        &["list", "--json"],
+        &["show", &name],
+        &["show", "--latest", "--json"],
+        &["verify", "--all"],
+        &["verify", "--all", "--json"],
+        &["prune"],
+        &["status"],
+        &["status", "--json"],
+        &["config", "check"],
+        &["config", "show"],
+        &["config", "schema"],
+        &["backup", "--dry-run"],
+        &["key", "show"],
+        &["sync"],
+        &["recover", "--json"],
+    ] {
+        let status = home.tars(args).code;
+        // Nobody reads: as after `| head -1`, when there was more to say.
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = home.command(args).stdout(closed.try_clone().unwrap()).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(!said.contains("pipe") && !said.contains("cannot write"), "{args:?} says {said}");
+        assert_eq!(ended.status.code(), Some(status), "{args:?}: {said}");
+        // Nor of what it says besides: `2>&1 | head -1`.
+        let ended = home.command(args).stdout(closed.try_clone().unwrap()).stderr(closed).status().unwrap();
+        assert_eq!(ended.code(), Some(status), "{args:?}");
+    }
+    for args in [&["completions", "bash"][..], &["man"], &["list"], &["list", "--json"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = home.command(args).stdout(full).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{args:?}");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains("cannot write the output"), "{args:?} says {said}");
+    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/docs.rs"]
+mod docs;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -366,4 +368,182 @@ fn links_between_documents_lead_somewhere() {
             assert!(outside || there, "{}: {target} leads nowhere", document.display());
         }
     }
+}
+
+/// A synopsis shows what may be typed; a command is what somebody types.
+fn is_synopsis(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let between_words = |i: usize| {
+        let word = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        bytes[i] == b'|' && i > 0 && word(bytes.get(i - 1)) && word(bytes.get(i + 1))
+    };
+    text.contains(['[', '…']) || text.contains(" | --") || (0..bytes.len()).any(between_words)
+}
+
+/// Every option that a command of the program takes, with those of all commands.
+fn options_of(command: &clap::Command) -> BTreeSet<String> {
+    let own = command.get_arguments().chain(PROGRAM_ITSELF.get_arguments());
+    let names = own.flat_map(|a| {
+        let aliases = a.get_all_aliases().unwrap_or_default().into_iter().map(str::to_owned);
+        a.get_long().map(str::to_owned).into_iter().chain(aliases).collect::<Vec<_>>()
+    });
+    names.chain(["help".to_owned(), "version".to_owned()]).map(|n| format!("--{n}")).collect()
+}
+
+static PROGRAM_ITSELF: std::sync::LazyLock<clap::Command> =
+    std::sync::LazyLock::new(tars_backup::cli::command);
+
+/// The commands that these words may mean: `key new|show` are two. None where the first word is no command.
+fn meant(words: &[String]) -> Option<Vec<&'static clap::Command>> {
+    let first = PROGRAM_ITSELF.find_subcommand(words.first()?)?;
+    if !first.has_subcommands() {
+        return Some(vec![first]);
+    }
+    words.get(1)?.split('|').map(|w| first.find_subcommand(w)).collect()
+}
+
+fn options_in(text: &str) -> Vec<String> {
+    text.split(|c: char| c.is_whitespace() || "[]()|=`".contains(c))
+        .filter(|w| w.starts_with("--") && w.len() > 2 && !w.ends_with('…'))
+        .map(|w| w.trim_end_matches(['.', ',', ';', ':']).to_owned())
+        .collect()
+}
+
+/// Options of other programs that the documents name alone.
+const OF_OTHER_PROGRAMS: [&str; 3] = ["--port", "--requirepass", "--single-transaction"];
+
+#[test]
+fn every_command_line_of_the_documents_is_one() {
+    let placeholder = |word: &str| {
+        Some(match word {
+            "COMMAND" => "backup".to_owned(),
+            "DURATION" | "DUR" => "1h".to_owned(),
+            "DATE" => "2030-01-31".to_owned(),
+            "SHELL" => "bash".to_owned(),
+            _ => return None,
+        })
+    };
+    let (mut wrong, mut count) = (Vec::new(), 0);
+    let mut unused = BTreeSet::from(OF_OTHER_PROGRAMS);
+    let anywhere: BTreeSet<String> = PROGRAM_ITSELF
+        .get_subcommands()
+        .flat_map(|c| options_of(c).into_iter().chain(c.get_subcommands().flat_map(options_of)))
+        .collect();
+    for document in docs::documents() {
+        let mut lines: Vec<(usize, String)> = docs::commands(&document)
+            .into_iter()
+            // What stands behind a pipe, or before the program, is not ours.
+            .flat_map(|c| {
+                let parts = c.text.split("tars-backup ").skip(1).map(str::to_owned).collect::<Vec<_>>();
+                let begins = c.text.starts_with("tars-backup ");
+                parts.into_iter().filter(move |_| begins).map(move |p| (c.line, p))
+            })
+            .collect();
+        for (line, span) in docs::spans(&document) {
+            let words: Vec<String> = span.split(' ').map(str::to_owned).collect();
+            if span.starts_with("--") {
+                for option in options_in(&span) {
+                    let other =
+                        unused.remove(option.as_str()) || OF_OTHER_PROGRAMS.contains(&option.as_str());
+                    if !other && !anywhere.contains(&option) {
+                        wrong.push(format!("{document}:{line}: no command has {option}"));
+                    }
+                    count += 1;
+                }
+            } else if words.len() > 1 && meant(&words).is_some() {
+                lines.push((line, span));
+            }
+        }
+        for (line, text) in lines {
+            count += 1;
+            let shown = format!("{document}:{line}: tars-backup {text}");
+            if is_synopsis(&text) {
+                let words: Vec<String> = text.split(' ').map(str::to_owned).collect();
+                let Some(commands) = meant(&words) else {
+                    wrong.push(format!("{shown}: there is no such command"));
+                    continue;
+                };
+                for option in options_in(&text) {
+                    if !commands.iter().any(|c| options_of(c).contains(&option)) {
+                        wrong.push(format!("{shown}: it has no {option}"));
+                    }
+                }
+                continue;
+            }
+            let typed = docs::words(&docs::filled(&text, placeholder));
+            if let Err(e) = PROGRAM_ITSELF
+                .clone()
+                .try_get_matches_from([&["tars-backup".to_owned()], &typed[..]].concat())
+            {
+                use clap::error::ErrorKind::{DisplayHelp, DisplayVersion, MissingRequiredArgument};
+                // In a sentence `verify --deep` may stand without the backup.
+                let lenient = !docs::commands(&document).iter().any(|c| c.line == line);
+                match e.kind() {
+                    DisplayHelp | DisplayVersion => {}
+                    MissingRequiredArgument if lenient => {}
+                    _ => wrong.push(format!("{shown}: {e}")),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 100, "only {count} command lines were found");
+    assert!(unused.is_empty(), "no document names {unused:?} any more: take it out of OF_OTHER_PROGRAMS");
+}
+
+#[test]
+fn every_option_is_in_the_reference_and_in_a_test() {
+    let mut tests = String::new();
+    let mut waiting = vec![repo("tests"), repo("scripts")];
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()) {
+            if entry.is_dir() {
+                waiting.push(entry);
+            } else if entry.extension().is_some_and(|x| x == "rs" || x == "sh") {
+                tests.push_str(&std::fs::read_to_string(entry).unwrap());
+            }
+        }
+    }
+    let reference = read("docs/reference.md");
+    let (mut missing, mut count) = (Vec::new(), 0);
+    let commands = PROGRAM_ITSELF.get_subcommands().filter(|c| !c.is_hide_set());
+    for command in commands.flat_map(|c| std::iter::once(c).chain(c.get_subcommands())) {
+        for option in command.get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long()) {
+            count += 1;
+            let quoted = format!("\"--{option}\"");
+            let typed = format!("--{option} ");
+            if !tests.contains(&quoted) && !tests.contains(&typed) {
+                missing.push(format!("no test uses --{option} of {}", command.get_name()));
+            }
+            if !options_in(&reference).contains(&format!("--{option}")) {
+                missing.push(format!("docs/reference.md lacks --{option} of {}", command.get_name()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(count > 50, "only {count} options were found");
+}
+
+#[test]
+fn commands_are_found_where_a_reader_finds_them() {
+    let text = "# Head\n\nSay `tars-backup status`, or `systemctl\nstart x`; not `tar` and not `export = [\"hot\"]`.\n\n    \
+        A=b cargo test   # why\n    sed 's/ # /x/' f | \\\n      cat\n\nThen:\n\n```\n$ tars-backup list\nBACKUP\n$ cat >f <<'END'\nrm x\nEND\n```\n\n\
+        - item\n    rm goes on\n\n      $ ls -l\n      total\n\n    [Unit]\n    tar = 1\n";
+    let found: Vec<_> = docs::commands_in("d", text).into_iter().map(|c| (c.line, c.text)).collect();
+    let wanted = [
+        (3, "tars-backup status"),
+        (3, "systemctl start x"),
+        (6, "A=b cargo test"),
+        (7, "sed 's/ # /x/' f | \\\n  cat"),
+        (13, "$ tars-backup list"),
+        (15, "$ cat >f <<'END'\nrm x\nEND"),
+        (23, "$ ls -l"),
+    ];
+    let wanted: Vec<_> = wanted.iter().map(|(l, t)| (*l, t.trim_start_matches("$ ").to_owned())).collect();
+    assert_eq!(found, wanted);
+    assert_eq!(
+        docs::words("a 'b c' --x=\"d\" -i <(age -d k) | e"),
+        ["a", "b c", "--x=d", "-i", "/dev/fd/63"]
+    );
+    assert_eq!(docs::filled("a NAME.tar NAMED", |w| (w == "NAME").then(|| "n".into())), "a n.tar NAMED");
 }

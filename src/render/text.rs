@@ -40,7 +40,12 @@ pub fn table(rows: &[Vec<String>]) -> String {
 }
 
 pub fn print(text: &str) -> io::Result<()> {
-    match io::stdout().lock().write_all(show_text(text).as_bytes()) {
+    put(show_text(text).as_bytes())
+}
+
+/// Standard output, byte for byte: for what is made for a program and names nothing of a backup.
+pub fn put(bytes: &[u8]) -> io::Result<()> {
+    match io::stdout().lock().write_all(bytes) {
         // A reader that has seen enough (`| head`) is no failure.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
