@@ -25,7 +25,7 @@ pub fn forge(home: &Home, recipient: Option<&str>, edit: impl FnOnce(&Path, &mut
             let member = member.as_str().unwrap();
             let content = std::fs::read(dir.join(member)).unwrap();
             bytes += content.len();
-            if !member.starts_with("config/") {
+            if manifest["checksums"].get(member).is_some() {
                 manifest["checksums"][member] = json!(format!("sha256:{}", digest(&content)));
             }
         }
