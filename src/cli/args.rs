@@ -76,7 +76,7 @@ pub enum Command {
     Pin(PinArgs),
     /// Leave a backup to the rules again
     Unpin(OneArgs),
-    /// Say that an anomaly is right as it is, or that this machine replaces the old one
+    /// Say that a backup with an anomaly is right, or a recovered machine (--host)
     Accept(AcceptArgs),
     /// Bring what waits in the spool to the stores that still lack it
     Sync(SyncArgs),

@@ -169,7 +169,11 @@ fn files_of_keys(kit: &Kit, store: &KitStore) -> String {
     if let (Some(id), Some(key), true) = (value("key_id"), value("key"), store.web.is_some()) {
         let token = value("session_token")
             .map_or_else(String::new, |t| format!("header = \"x-amz-security-token: {t}\"\n"));
-        out.push_str(&file("600", CURL, &format!("user = \"{id}:{key}\"\n{token}")));
+        out.push_str(&file(
+            "600",
+            CURL,
+            &format!("user = \"{id}:{key}\"\nheader = \"x-amz-content-sha256: UNSIGNED-PAYLOAD\"\n{token}"),
+        ));
     }
     for needed in &store.files {
         out.push_str(&file("644", &needed.path.display().to_string(), &needed.text));
@@ -197,7 +201,7 @@ fn package(store: &KitStore) -> String {
         (Some((root, region)), _) => {
             let url = quote(&format!("{root}/tools/{file}"));
             let sign = quote(&format!("aws:amz:{region}:s3"));
-            writeln!(out, "apt-get install curl").unwrap_or_default();
+            writeln!(out, "command -v curl || apt-get install curl").unwrap_or_default();
             writeln!(out, "curl -f -O -K {CURL} --aws-sigv4 {sign}{ca} {url}").unwrap_or_default();
         }
         (None, Some(_)) => {

@@ -4,9 +4,9 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use super::super::args::Global;
-use super::super::session::{Failed, Session, load};
 use super::{cannot_write, write_new};
+use crate::cli::args::Global;
+use crate::cli::session::{Failed, Session, load};
 use crate::exit::Exit;
 use crate::journal::Sink;
 use crate::ops::kit::{self, KitError};
