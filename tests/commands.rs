@@ -213,6 +213,39 @@ const CASES: &[Case] = &[
         after: "! systemctl is-enabled tars-backup@hot.timer; systemctl is-enabled tars-backup@archive.timer",
         ..CASE
     },
+    // backup-recovery.md, quick-reference.md
+    Case {
+        command: "tars-backup store init offsite --with-package tars-backup_0.1.0-1_amd64.deb",
+        answer: "Store offsite is initialised (b2 home-backups/tars at https://s3.eu-central-003.backblazeb2.com)",
+        before: "cp /root/tars-backup.deb tars-backup_0.1.0-1_amd64.deb",
+        ..CASE
+    },
+    Case { command: "tars-backup key kit --output /root/kit.md", after: "grep AGE-SECRET-KEY-1 /root/kit.md", ..CASE },
+    Case { command: "lp /root/kit.md && shred -u /root/kit.md", after: "grep AGE-SECRET-KEY-1 /root/printed; ! ls /root/kit.md", ..CASE },
+    Case {
+        command: "tars-backup restore --backup-file /var/lib/tars-backup/pre-restore/NAME.tar.gz",
+        before: "tars-backup restore --latest --yes",
+        name: "ls /var/lib/tars-backup/pre-restore | sed -n 's/\\.manifest\\.json$//p' | tail -n 1",
+        says: "restored",
+        ..CASE
+    },
+    Case {
+        command: "apt-get install ./tars-backup_0.1.0-1_amd64.deb",
+        before: "dpkg -r tars-backup; cp /root/tars-backup.deb tars-backup_0.1.0-1_amd64.deb",
+        ..CASE
+    },
+    Case {
+        command: "tars-backup store init STORE --with-package FILE.deb",
+        before: "cp /root/tars-backup.deb FILE.deb",
+        says: "keeps tools/",
+        ..CASE
+    },
+    Case {
+        command: "tars-backup key kit --output FILE",
+        before: "mv FILE /root/app.env",
+        after: "grep AGE-SECRET-KEY-1 FILE; mv /root/app.env FILE",
+        ..CASE
+    },
     // stores.md
     Case {
         command: "ssh-keyscan -t ed25519 backup.example.com >/etc/tars-backup/known_hosts",
@@ -263,6 +296,30 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("tests/lab/stack.sh down; tests/lab/engine.sh down", "scripts/test.sh", "tests/lab/engine.sh down"),
     ("cat NAME.tar.gz.p[0-9]*", "tests/offsite.rs::opens_by_hand", "cat "),
     (
+        "tars-backup restore --latest --component postgres --dry-run",
+        "tests/stack/restore_postgres.rs",
+        "--dry-run",
+    ),
+    ("tars-backup restore --latest --component postgres", "tests/stack/restore_whole.rs", "\"--component\""),
+    (BARE, "tests/recovery.rs::the_whole_walk_from_paper_and_bucket_alone", "--below"),
+    (
+        "docker compose -f /opt/tars-home/docker-compose.yml up --no-start",
+        "tests/recovery.rs",
+        "up --no-start",
+    ),
+    ("docker compose … up -d", "tests/recovery.rs", "up -d"),
+    ("docker save chromadb/chroma:latest | ssh drillhost docker load", "tests/stack/engine.rs::load", "save"),
+    (
+        "docker ps -a --filter label=tars-backup.drill",
+        "tests/stack/drill.rs::of_drills",
+        "label=tars-backup.drill",
+    ),
+    (
+        "tars-backup drill --from 's3://bucket/path?region=eu-central-1' --host home --identity key.txt",
+        "tests/stack/drill.rs::odd_data_of_every_service_comes_back_out_of_a_sealed_bucket",
+        "\"--from\", &url",
+    ),
+    (
         "systemd-creds encrypt",
         "tests/seal.rs::credentials_that_this_host_lacks_are_encrypted_anew_for_it",
         "systemd-creds",
@@ -278,6 +335,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "aws s3api restore-object",
     ),
 ];
+
+/// What a new machine begins with.
+const BARE: &str = r"tars-backup restore --latest --component configuration --restore-config --below /opt/tars-home \
+  --from 'b2://home-backups/tars?region=eu-central-003' --host tars \
+  --identity /root/tars-identity.txt --credentials /root/tars-credentials";
 
 /// Words in capitals that stand for something.
 fn stands_for(word: &str, newest: &str, fresh: &Cell<u32>) -> Option<String> {
@@ -311,6 +373,7 @@ const OLD: &str = "tars-backup-20260103_020000";
 const PERSON: &str = r#"
 mkdir -p /root/walk
 printf '#!/bin/sh\nexec cat "$@"\n' >/usr/local/bin/less
+printf '#!/bin/sh\nexec cat "$@" >/root/printed\n' >/usr/local/bin/lp
 cat >/usr/local/bin/editor <<'END'
 #!/bin/sh
 for file in "$@"; do
@@ -474,7 +537,7 @@ promote_from = "warm"
     fn run(&self, shown: &Shown) -> Result<(), String> {
         let case = case_of(shown).unwrap_or(&CASE);
         if !case.before.is_empty() {
-            let done = self.line(&self.filled(case.before, ""), false);
+            let done = self.line(&self.filled(case.before, ""), false, "");
             if done.code != 0 {
                 return Err(format!(
                     "what comes before it ended with {}\n{}{}",
@@ -494,7 +557,7 @@ promote_from = "warm"
             .expect(0);
         let asks = text.starts_with("tars-backup restore")
             && !["--yes", "--force", "--dry-run", "--to "].iter().any(|o| text.contains(o));
-        let done = self.line(&text, asks || edits);
+        let done = self.line(&text, asks || edits, &name);
         if done.code != case.status {
             return Err(format!(
                 "ended with {}, not {}\n{}{}",
@@ -506,7 +569,7 @@ promote_from = "warm"
             return Err(format!("does not say {wanted:?}\n{}{}", done.stdout, done.stderr));
         }
         if !case.after.is_empty() {
-            let done = self.line(&self.filled(case.after, &format!("echo {name}")), false);
+            let done = self.line(&self.filled(case.after, &format!("echo {name}")), false, "");
             if done.code != 0 {
                 return Err(format!(
                     "what comes after it ended with {}\n{}{}",
@@ -519,8 +582,7 @@ promote_from = "warm"
 
     /// Runs it in the directory, and with the variables, that the line before has left. At a terminal, on which the
     /// two questions of a restore are answered.
-    fn line(&self, text: &str, terminal: bool) -> Done {
-        let name = self.filled("NAME", "");
+    fn line(&self, text: &str, terminal: bool, name: &str) -> Done {
         let run = match terminal {
             true => format!("printf 'yes\\n{name}\\n' | script -qec 'bash -e /root/walk/line' /dev/null"),
             false => ". /root/walk/line".to_owned(),

@@ -377,7 +377,8 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
     assert_eq!(hosts, "tars-old\n");
     m.sh("systemctl list-timers --all | grep tars-backup@hot.timer").expect(0);
     m.sh("test ! -e /root/tars-credentials -a ! -e /root/tars-identity.txt").expect(0);
-    assert!(m.out("cat /root/compose-calls").contains("up --no-start"));
+    let calls = m.out("cat /root/compose-calls");
+    assert!(calls.contains("up --no-start") && calls.contains("up -d"), "{calls}");
 }
 
 fn deb_name() -> String {

@@ -191,7 +191,8 @@ fn drills_in_its_sandbox(m: &Machine, stack: &Stack) {
          printf '[encryption]\nidentity = { credential = \"identity\" }\n' >/etc/tars-backup/conf.d/identity.toml
          tars-backup config apply")
         .expect(0);
-    let by_name = "ExecStart=/usr/bin/tars-backup drill --latest --if-identity --unless-held --wait 12h --from bucket";
+    let by_name =
+        "ExecStart=/usr/bin/tars-backup drill --latest --if-identity --unless-held --wait 12h --from bucket";
     m.drop_in(drill, &format!("[Service]\nExecStart=\n{by_name}\n"));
     let started = |name: &str| docker(&["inspect", "-f", "{{.State.StartedAt}}", &stack.container(name)]);
     let lives = || ["postgres", "redis", "chromadb", "backend"].map(started);
