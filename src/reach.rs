@@ -71,6 +71,12 @@ impl Reach {
         }
     }
 
+    /// `dirs`: where a backup says that its stack lay. What is of the system is not believed.
+    pub fn told(dirs: &[PathBuf], leave_the_rest: bool) -> Self {
+        let named = dirs.iter().filter(|dir| may_be_named(dir)).cloned().collect();
+        Self { named, leave_the_rest }
+    }
+
     pub fn judge(&self, path: &Path) -> Result<(), Outside> {
         if !is_plain(path) || is_of_the_system(path) {
             return Err(Outside::System);
@@ -218,6 +224,15 @@ mod tests {
         ] {
             assert_eq!(Reach::new(&[PathBuf::from(dir)], false).unwrap_err(), Path::new(dir));
         }
+    }
+
+    #[test]
+    fn what_a_backup_says_of_its_stack_opens_nothing_of_the_system() {
+        let dirs = ["/etc", "/", "/root/.ssh", "/opt/a/../../etc", "/opt/stack"].map(PathBuf::from);
+        let told = Reach::told(&dirs, false);
+        assert_eq!(told.named, [PathBuf::from("/opt/stack")]);
+        assert_eq!(told.judge(Path::new("/opt/stack/.env")), Ok(()));
+        assert_eq!(told.judge(Path::new("/etc/cron.d/x")), Err(Outside::System));
     }
 
     #[test]

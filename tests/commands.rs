@@ -216,7 +216,7 @@ const CASES: &[Case] = &[
     // backup-recovery.md, quick-reference.md
     Case {
         command: "tars-backup store init offsite --with-package tars-backup_0.1.0-1_amd64.deb",
-        answer: "Store offsite is initialised (b2 home-backups/tars at https://s3.eu-central-003.backblazeb2.com)",
+        says: "Store offsite keeps tools/tars-backup_0.1.0-1_amd64.deb",
         before: "cp /root/tars-backup.deb tars-backup_0.1.0-1_amd64.deb",
         ..CASE
     },
@@ -235,18 +235,26 @@ const CASES: &[Case] = &[
         ..CASE
     },
     Case {
-        command: "tars-backup store init STORE --with-package FILE.deb",
-        before: "cp /root/tars-backup.deb FILE.deb",
+        command: "tars-backup store init STORE --with-package tars-backup_0.1.0-1_amd64.deb",
+        before: "cp /root/tars-backup.deb tars-backup_0.1.0-1_amd64.deb",
         says: "keeps tools/",
         ..CASE
     },
     Case {
         command: "tars-backup key kit --output FILE",
-        before: "mv FILE /root/app.env",
+        before: "mv FILE /root/app.env; cp /root/tars-backup.deb tars-backup_0.1.0-1_amd64.deb
+                 tars-backup store init nas --with-package tars-backup_0.1.0-1_amd64.deb",
         after: "grep AGE-SECRET-KEY-1 FILE; mv /root/app.env FILE",
         ..CASE
     },
     // stores.md
+    Case {
+        command: "tars-backup key kit",
+        before: "cp /root/tars-backup.deb tars-backup_0.1.0-1_amd64.deb
+                 tars-backup store init nas --with-package tars-backup_0.1.0-1_amd64.deb",
+        says: "AGE-SECRET-KEY-1",
+        ..CASE
+    },
     Case {
         command: "ssh-keyscan -t ed25519 backup.example.com >/etc/tars-backup/known_hosts",
         after: "grep -c ed25519 /etc/tars-backup/known_hosts",
@@ -304,10 +312,10 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     (BARE, "tests/recovery.rs::the_whole_walk_from_paper_and_bucket_alone", "--below"),
     (
         "docker compose -f /opt/tars-home/docker-compose.yml up --no-start",
-        "tests/recovery.rs",
+        "tests/recovery.rs::the_whole_walk_from_paper_and_bucket_alone",
         "up --no-start",
     ),
-    ("docker compose … up -d", "tests/recovery.rs", "up -d"),
+    ("docker compose … up -d", "tests/recovery.rs::the_whole_walk_from_paper_and_bucket_alone", "up -d"),
     ("docker save chromadb/chroma:latest | ssh drillhost docker load", "tests/stack/engine.rs::load", "save"),
     (
         "docker ps -a --filter label=tars-backup.drill",

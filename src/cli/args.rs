@@ -143,7 +143,8 @@ pub struct RestoreArgs {
     /// Put the configuration files back if their originals can be opened; else beside the live ones, as FILE.reference
     #[arg(long)]
     pub restore_config: bool,
-    /// On a machine without configuration: also put files back below this directory of the stack (repeatable)
+    /// On a machine without configuration: put files of the stack back below this directory [default: where its Compose
+    /// files lay] (repeatable)
     #[arg(long, value_name = "DIR", requires = "restore_config", conflicts_with = "to")]
     pub below: Vec<PathBuf>,
     /// Private keys that open sealed backups, instead of those of the configuration (repeatable)

@@ -33,7 +33,7 @@ use crate::source::{Configured, Context, Originals, Source, SourceError};
 use crate::target::{Compared, Existing, Target, Wishes, Work};
 use crate::units::{millis, show_bytes};
 
-pub use bare::{BareError, programs_of, setup_of};
+pub use bare::{BareError, compose_dirs, programs_of, setup_of};
 pub use fetch::{FetchError, Fetched, fetch, fetch_one};
 
 /// What was asked for.
@@ -151,13 +151,19 @@ pub fn choose<'a>(manifest: &'a Manifest, request: &Request) -> Result<Vec<Chose
         .map(|(name, component)| Chosen { name, component })
         .collect();
     // What was asked for by its name is not left out without a word; nor is what no backup should be without.
-    let asked = match request.components.as_slice() {
-        [] if manifest.state == State::Partial => manifest.expected_components.as_slice(),
-        [] => &[],
-        named => named,
+    // Nor does a backup lack what nobody wanted in it: a safety copy comes back as it is.
+    let was_wanted = |name: &&String| {
+        (manifest.only.is_empty() || manifest.only.contains(name)) && !manifest.skip.contains(name)
+    };
+    let asked: Vec<&String> = match request.components.as_slice() {
+        [] if manifest.state == State::Partial => {
+            manifest.expected_components.iter().filter(was_wanted).collect()
+        }
+        [] => Vec::new(),
+        named => named.iter().collect(),
     };
     let missing: Vec<String> =
-        asked.iter().filter(|n| !request.skip.contains(n) && !is_whole(n)).cloned().collect();
+        asked.into_iter().filter(|n| !request.skip.contains(n) && !is_whole(n)).cloned().collect();
     if !missing.is_empty() && !request.allow_partial {
         return Err(RestoreError::Partial { backup, missing: missing.join(", ") });
     }

@@ -25,7 +25,7 @@ pub fn run(global: &Global, args: &RestoreArgs, request: Request, session: &Sess
         let text = format!("{} belongs to the system, or is no plain absolute path", bad.display());
         Failed::text(Exit::Usage, text, Some(hint.into()))
     })?;
-    let request = Request { reach: Some(reach), ..request };
+    let mut request = Request { reach: Some(reach), ..request };
     let config = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
     if !config.starts_with(OWN) {
         let text = format!("there is no configuration at {}", config.display());
@@ -55,6 +55,11 @@ pub fn run(global: &Global, args: &RestoreArgs, request: Request, session: &Sess
     let machine = machine(&session.access);
     let setup = restore::setup_of(&fetched, &chosen, &request, &config, &machine, &here, &world)
         .map_err(|e| failed(session, &RestoreError::from(e)))?;
+    if args.below.is_empty() {
+        // Nobody has said it in words of his own; so each path is shown, and a person agrees to all of them or to none.
+        let dirs = restore::compose_dirs(&setup, &fetched);
+        request.reach = Some(Reach::told(&dirs, request.allow_partial));
+    }
     let restore = prepare(session, &setup, &request, &fetched, &chosen, &world)?;
     let mut plan = restore.plan().map_err(|e| failed(session, &e))?;
     let programs = restore::programs_of(&setup);

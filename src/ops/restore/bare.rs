@@ -100,6 +100,24 @@ pub fn setup_of(
     Err(why)
 }
 
+/// Where the Compose files of the stack lay: by what its containers said, and by the names of its configuration files.
+pub fn compose_dirs(setup: &Setup, fetched: &Fetched) -> Vec<PathBuf> {
+    let labelled = fetched.manifest.details.values().filter_map(|c| {
+        let dir = c.facts.get("compose")?.get("working_dir")?.as_str()?;
+        Some(PathBuf::from(dir))
+    });
+    let is_compose = |path: &&PathBuf| {
+        let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+        name.contains("compose") && (name.ends_with(".yml") || name.ends_with(".yaml"))
+    };
+    let files = setup.sources.iter().flat_map(|s| s.source.files()).filter(is_compose);
+    let mut dirs: Vec<PathBuf> =
+        labelled.chain(files.filter_map(|f| f.parent().map(Path::to_owned))).collect();
+    dirs.sort();
+    dirs.dedup();
+    dirs
+}
+
 /// What a configuration runs on its host, for a person who has to agree to it.
 pub fn programs_of(setup: &Setup) -> Vec<String> {
     let sources = setup.sources.iter().filter(|s| s.kind == source::COMMAND);
