@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 pub const OWN: &str = "/etc/tars-backup";
 
 /// What belongs to the system: programs, their settings, and what is run or believed from there.
-const SYSTEM: [&str; 31] = [
+const SYSTEM: [&str; 20] = [
     "/bin",
     "/boot",
     "/dev",
@@ -25,21 +25,25 @@ const SYSTEM: [&str; 31] = [
     "/sys",
     "/usr",
     "/var/cache",
-    "/var/lib/apt",
-    "/var/lib/cloud",
-    "/var/lib/containerd",
-    "/var/lib/dbus",
-    "/var/lib/docker",
-    "/var/lib/dpkg",
-    "/var/lib/pam",
-    "/var/lib/polkit-1",
-    "/var/lib/private",
-    "/var/lib/systemd",
-    "/var/lib/tars-backup",
     "/var/lock",
     "/var/mail",
     "/var/run",
     "/var/spool",
+];
+
+/// What of `/var/lib` belongs to the system: the state of what runs there.
+const STATE: [&str; 11] = [
+    "apt",
+    "cloud",
+    "containerd",
+    "dbus",
+    "docker",
+    "dpkg",
+    "pam",
+    "polkit-1",
+    "private",
+    "systemd",
+    "tars-backup",
 ];
 
 /// Names of directories from which keys are believed or programs are run, wherever they lie.
@@ -143,7 +147,9 @@ fn is_of_the_system(path: &Path) -> bool {
     let of_a_home =
         (path.starts_with("/root") && hidden(2)) || (path.starts_with("/home") && (hidden(2) || hidden(3)));
     let anywhere = path.components().any(|c| ANYWHERE.iter().any(|name| c.as_os_str() == *name));
-    of_a_home || anywhere || SYSTEM.iter().any(|system| path.starts_with(system))
+    let state = path.strip_prefix("/var/lib").ok().and_then(|below| below.components().next());
+    let of_state = state.is_some_and(|first| STATE.iter().any(|name| first.as_os_str() == *name));
+    of_a_home || anywhere || of_state || SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::args::{DrillArgs, Global};
 use super::gate::{self, Asker};
 use super::inspect;
 use super::recover::lock;
-use super::session::{Failed, Session, load_optional, machine};
+use super::session::{Failed, Session, load, load_optional, machine};
 use crate::exit::Exit;
 use crate::host::Identity;
 use crate::journal::Sink;
@@ -19,8 +19,11 @@ use crate::setup;
 
 pub fn run(global: &Global, args: &DrillArgs, sink: Sink) -> Result<Exit, Failed> {
     let mut session = Session::start(global, sink)?;
-    // A machine that only drills needs no configuration.
-    let setup = load_optional(global, &session.access)?;
+    // A machine that only drills needs no configuration; where a timer asks, one that is gone is a failure.
+    let setup = match args.if_identity {
+        true => Some(load(global, &session.access)?),
+        false => load_optional(global, &session.access)?,
+    };
     session.opens_with(setup.as_ref(), &args.identity);
     let configured = setup.as_ref().is_some_and(|s| s.encryption.identity.is_some());
     if args.if_identity && !configured {
