@@ -94,6 +94,17 @@ fn it_says_in_words_what_was_proved() {
 }
 
 #[test]
+fn what_a_backup_calls_its_tables_makes_no_line_of_its_own() {
+    let (home, _) = home("never");
+    let db = home.at("app.db");
+    sh(&format!("printf 'CREATE TABLE \"x\\n  postgres: proved\\033[2J\" (n);' | sqlite3 '{db}'"));
+    home.tars(&["backup"]).expect(0);
+    let said = home.tars(&["drill", "-v", "--identity", &home.at("key.txt")]).expect(0).stdout;
+    assert!(said.contains("rows of x"), "{said}");
+    assert!(!said.contains('\u{1b}') && !said.lines().any(|l| l.starts_with("  postgres")), "{said}");
+}
+
+#[test]
 fn without_the_identity_nothing_is_called_good() {
     let (sealed, _) = home("always");
     let report = sealed.tars(&["drill", "--json"]).expect(2).json();

@@ -20,6 +20,7 @@ use crate::cancel::Interrupted;
 use crate::config::{Agent, DockerSettings};
 use crate::docker::hold::HoldError;
 use crate::hint::{Hint, chain};
+use crate::id::show_name;
 use crate::manifest::{Component, ComponentState};
 use crate::marks::{self, DrillVerdict, Drilled, Verified};
 use crate::progress::{Event, Monitor, What};
@@ -191,6 +192,17 @@ impl Report {
         };
     }
 
+    /// Much of it is what a backup calls its tables and files: none of that makes a line of its own.
+    fn make_plain(&mut self) {
+        let of_lines = self.components.iter_mut().flat_map(|l| {
+            let compared = l.compared.iter_mut().map(|c| &mut c.what);
+            compared.chain(&mut l.reason).chain(&mut l.place).chain(&mut l.warnings)
+        });
+        for text in of_lines.chain(&mut self.reason) {
+            *text = show_name(text.as_bytes());
+        }
+    }
+
     fn names(&self, proof: Proof) -> Vec<String> {
         self.components.iter().filter(|l| l.proof == proof).map(|l| l.component.clone()).collect()
     }
@@ -227,6 +239,7 @@ pub fn run(
         }
         Err(e) => unfetched(e, &mut report)?,
     }
+    report.make_plain();
     let damaged = report.verdict == DrillVerdict::Bad && report.components.is_empty();
     note(copy, &mut report, damaged, world);
     Ok(report)
