@@ -518,16 +518,7 @@ impl<'a> Restore<'a> {
     }
 
     pub(super) fn work_on<'b>(&'b self, name: &'b str, component: &'b Component) -> Work<'b> {
-        Work {
-            name,
-            component,
-            dir: self.fetched.dir(),
-            id: &self.fetched.id,
-            compare: !self.request.skip_validation,
-            wishes: self.request.wishes,
-            surveyed: &self.fetched.surveyed,
-            reach: self.request.reach.as_ref(),
-        }
+        self.fetched.work(name, component, self.request)
     }
 
     fn lacking(&self) -> Vec<String> {
@@ -810,16 +801,7 @@ pub fn write_to(
     let mut outcome = RestoreOutcome::of(&fetched.manifest);
     outcome.warnings = lacking(&fetched.manifest, request);
     for c in chosen {
-        let work = Work {
-            name: c.name,
-            component: c.component,
-            dir: fetched.dir(),
-            id: &fetched.id,
-            compare: !request.skip_validation,
-            wishes: request.wishes,
-            surveyed: &fetched.surveyed,
-            reach: None,
-        };
+        let work = fetched.work(c.name, c.component, request);
         let mut component = ComponentOutcome::of(c.name, Fate::Restored);
         let written = world.cancel.check().map_err(SourceError::from);
         match written.and_then(|()| fetch::write_component(&work, to, world)) {

@@ -10,7 +10,6 @@ use crate::hint::Hint;
 use crate::ops::World;
 use crate::setup::{self, Machine, Setup};
 use crate::source::{self, OwnConfig, SourceError};
-use crate::target::Work;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BareError {
@@ -64,16 +63,7 @@ pub fn setup_of(
     }
     let mut why = BareError::NoOriginals { backup: backup.clone() };
     for c in chosen {
-        let work = Work {
-            name: c.name,
-            component: c.component,
-            dir: fetched.dir(),
-            id: &fetched.id,
-            compare: !request.skip_validation,
-            wishes: request.wishes,
-            surveyed: &fetched.surveyed,
-            reach: request.reach.as_ref(),
-        };
+        let work = fetched.work(c.name, c.component, request);
         let files = match source::own_config(&work, config, world.keyring, world.vault, world.cancel)? {
             OwnConfig::None => continue,
             OwnConfig::Closed(text, hint) => {

@@ -22,7 +22,7 @@ use crate::format::tarwalk::{Body, Entry, Kind, TarError};
 use crate::hint::{Hint, chain};
 use crate::id::is_member;
 use crate::legacy;
-use crate::manifest::{CONFIG_DIR, Manifest};
+use crate::manifest::{CONFIG_DIR, Component, Manifest};
 use crate::ops::World;
 use crate::ops::find::{Found, OpenError, opened};
 use crate::source::SourceError;
@@ -99,6 +99,20 @@ pub struct Fetched {
 impl Fetched {
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// One of its components, to be worked on as was asked for.
+    pub fn work<'a>(&'a self, name: &'a str, component: &'a Component, request: &'a Request) -> Work<'a> {
+        Work {
+            name,
+            component,
+            dir: self.dir(),
+            id: &self.id,
+            compare: !request.skip_validation,
+            wishes: request.wishes,
+            surveyed: &self.surveyed,
+            reach: request.reach.as_ref(),
+        }
     }
 
     /// Milliseconds since fetching it began.
