@@ -54,8 +54,10 @@ pub struct Kit {
     /// Compose files, those of one directory together.
     pub compose: Vec<Vec<PathBuf>>,
     pub project: Option<String>,
-    /// What is not in it, and what to do.
+    /// What is not in it because it could not be read, and what to do.
     pub missing: Vec<String>,
+    /// What would make a recovery easier.
+    pub advice: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,7 +123,7 @@ pub fn gather(
     if let Some(name) = only.filter(|name| setup.store(name).is_none()) {
         return Err(KitError::NoStore(name.to_owned()));
     }
-    let mut missing = Vec::new();
+    let (mut missing, mut advice) = (Vec::new(), Vec::new());
     let mut stores = Vec::new();
     for store in setup.stores.iter().filter(|s| only.is_none_or(|name| s.name() == name)) {
         match one(store.as_ref(), world, &mut missing)? {
@@ -133,7 +135,7 @@ pub fn gather(
     // What is at hand when the house is gone comes first.
     stores.sort_by_key(|s: &KitStore| !s.offsite);
     if !stores.iter().any(|s| !s.packages.is_empty()) {
-        missing.push(
+        advice.push(
             "no store keeps the package of tars-backup: tars-backup store init STORE --with-package FILE"
                 .into(),
         );
@@ -141,7 +143,7 @@ pub fn gather(
     let recipients: Vec<String> = setup.encryption.recipients.texts().map(str::to_owned).collect();
     let identities = identities(setup, given, world, &mut missing)?;
     if recipients.is_empty() {
-        missing.push(
+        advice.push(
             "the secrets of the stack are in no backup, as [encryption] names no recipient: keep the configuration elsewhere, too"
                 .into(),
         );
@@ -171,6 +173,7 @@ pub fn gather(
         compose: compose_files(&files),
         project: setup.docker.project.clone(),
         missing,
+        advice,
     })
 }
 

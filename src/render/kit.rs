@@ -28,9 +28,9 @@ pub fn text(kit: &Kit) -> String {
         kit.host
     );
     let mut line = |text: String| out.push_str(&(text + "\n"));
-    if !kit.missing.is_empty() {
+    if !kit.missing.is_empty() || !kit.advice.is_empty() {
         line("\n## What it lacks\n".into());
-        kit.missing.iter().for_each(|text| line(format!("- {text}")));
+        kit.missing.iter().chain(&kit.advice).for_each(|text| line(format!("- {text}")));
     }
     for store in &kit.stores {
         line(format!("\n## Store {}\n\n- URL: {}\n- host: {}", store.name, store.url, kit.host));

@@ -47,7 +47,7 @@ pub fn run(
         Some(path) => write_new(path, &text).map_err(|e| cannot_write(path, &e))?,
         None => io::stdout().lock().write_all(text.as_bytes()).map_err(Failed::output)?,
     }
-    for lack in &kit.missing {
+    for lack in kit.missing.iter().chain(&kit.advice) {
         log::warn!("{}", session.vault.scrub(lack));
     }
     let mut err = io::stderr().lock();
