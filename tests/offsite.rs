@@ -143,7 +143,7 @@ fn opens_by_hand(dir: &Path, name: &str, key: &Path, wanted: &str) {
          fi
          sha256sum -c --quiet {name}.tar.gz.age.sha256
          age -d -i '{key}' {name}.tar.gz.age >{name}.tar.gz
-         tar -tzf {name}.tar.gz | grep -qx {name}/RESTORE.md
+         tar -tzf {name}.tar.gz >list; grep -qx {name}/RESTORE.md list; rm list
          tar -xzf {name}.tar.gz; mkdir out; tar -xzf {name}/documents.tar.gz -C out; diff -r '{wanted}' out",
         dir = dir.display(),
         key = key.display(),

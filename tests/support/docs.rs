@@ -367,6 +367,8 @@ pub fn words(text: &str) -> Vec<String> {
                 word.get_or_insert_default().push_str("/dev/fd/63");
             }
             (None, '|' | ';' | '&' | '<' | '>') => break,
+            // The line goes on.
+            (None, '\\') if chars.peek() == Some(&'\n') => words.extend(word.take()),
             (None, c) if c.is_whitespace() => words.extend(word.take()),
             (_, c) => word.get_or_insert_default().push(c),
         }
