@@ -23,7 +23,8 @@ impl HeldHost {
     /// The note in any of these directories: a restored configuration may name another one than the machine had before.
     pub fn look(dirs: &[PathBuf]) -> Option<Self> {
         dirs.iter().find_map(|dir| match std::fs::read(dir.join(FILE)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            // A directory that is closed to us is somebody else's: no run of ours works there.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => None,
             Err(_) => Some(Self::unknown()),
             Ok(text) => Some(serde_json::from_slice(&text).unwrap_or_else(|_| Self::unknown())),
         })
