@@ -602,7 +602,7 @@ promote_from = "warm"
 
     /// Every block begins with the same configuration.
     fn go_home(&self) {
-        self.m.sh("rm -rf /etc/tars-backup/conf.d; cp /root/config.toml /etc/tars-backup/; mkdir -p /root/work; cp /root/key.txt /root/work/; echo /root/work >/root/walk/at; : >/root/walk/env").expect(0);
+        self.m.sh("rm -rf /etc/tars-backup/conf.d; cp /root/config.toml /etc/tars-backup/; mkdir -p /root/desk; cp /root/key.txt /root/desk/; echo /root/desk >/root/walk/at; : >/root/walk/env").expect(0);
     }
 }
 

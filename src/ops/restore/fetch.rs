@@ -183,21 +183,20 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     let mut input = Hashing { input: stored, hasher: Sha256::new(), world, broken: None };
     let mut members = Members::new(manifest, dir, request.skip_validation);
     let cannot = |e| FetchError::Open { name: name.clone(), store: store.clone(), source: Box::new(e) };
-    let read = {
-        let mut plain = opened(Box::new(&mut input), manifest, world).map_err(cannot)?;
+    let read = opened(Box::new(&mut input), manifest, world).map(|mut plain| {
         let read = walk_archive(&mut plain, |entry: &Entry, body: &mut Body<'_>| members.take(entry, body));
         // Only at its end does age know that nothing is missing.
         read.and_then(|_| {
             io::copy(&mut plain, &mut io::sink()).map_err(|e| FetchError::NoGoodCopy(e.to_string()))
         })
-    };
+    });
     let (sums, inner) = (members.sums, members.inner);
     world.cancel.check()?;
-    // What was found in it may come from that.
+    // What was found in it, also that it is no sealed file, may come from that.
     if let Some(e) = input.broken.take() {
         return Err(found.store().broken(&object(&found.dir, &manifest.archive_file()), e).into());
     }
-    match read {
+    match read.map_err(cannot)? {
         Ok(_) => {}
         Err(e @ FetchError::Write { .. }) => return Err(e),
         Err(e) => return Err(damaged(chain(&e))),
