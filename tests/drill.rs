@@ -10,7 +10,7 @@ mod support;
 
 use forge::forge;
 use serde_json::{Value, json};
-use support::{Done, Home, PROGRAM, run, sh};
+use support::{Done, Home, PROGRAM, killed_at_every_line, run, sh};
 
 /// A home with a tree, a database and configuration; its key.
 fn home(seal: &str) -> (Home, String) {
@@ -239,33 +239,20 @@ fn a_machine_without_a_configuration_can_drill() {
 fn killed_anywhere_it_leaves_nothing_that_recover_does_not_remove() {
     let (home, _) = home("never");
     let key = home.at("key.txt");
-    let mut killed = 0;
-    for lines in 1..40 {
-        let mut child = home.command(&["drill", "--identity", &key, "--wait", "30s"]);
-        child.env("TARS_BACKUP_GUARDIAN", "no");
-        let mut child =
-            child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
-        let journal = home.path("state/run.journal");
-        let ended = loop {
-            let now = std::fs::read(&journal).unwrap_or_default();
-            if now.iter().filter(|b| **b == b'\n').count() >= lines {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                break false;
-            }
-            if child.try_wait().unwrap().is_some() {
-                break true;
-            }
-            std::thread::sleep(std::time::Duration::from_micros(100));
-        };
-        if ended {
-            break;
-        }
-        killed += 1;
-        home.tars(&["recover"]).expect(0);
-        home.assert_nothing_left();
-        assert!(!journal.exists());
-    }
-    assert!(killed >= 3, "only {killed}");
+    killed_at_every_line(
+        &home,
+        3,
+        || {
+            let mut run = home.command(&["drill", "--identity", &key, "--wait", "30s"]);
+            run.env("TARS_BACKUP_GUARDIAN", "no");
+            run
+        },
+        || (),
+        |_| {
+            home.tars(&["recover"]).expect(0);
+            home.assert_nothing_left();
+            assert!(!home.path("state/run.journal").exists());
+        },
+    );
     drill(&home, 0, &[]);
 }

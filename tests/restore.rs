@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::{Home, describe, killed_at, make_odd, sh};
+use support::{Home, describe, killed_at_every_line, make_odd, restore_to_kill, sh};
 
 /// Two directories and a database, backed up once.
 fn with_three() -> Home {
@@ -530,27 +530,22 @@ fn killed_at_any_step_each_component_is_wholly_old_or_wholly_new() {
         }
         _ => std::fs::read_to_string(home.path("more/b.txt")).unwrap() == "b\n",
     };
-    let mut kills = 0;
-    for lines in 1.. {
-        // A run may be over before we see its last lines.
-        let killed = (0..5).any(|_| {
-            change_all_again(&home);
-            killed_at(&home, lines, false, &[])
-        });
-        if !killed {
-            break;
-        }
-        kills += 1;
-        home.tars(&["recover"]).expect(0);
-        assert_clean(&home);
-        for part in ["app", "docs", "more"] {
-            assert!(old(part) || new(part), "{part} is neither old nor new after a kill at line {lines}");
-        }
-        assert_eq!(std::fs::read_to_string(home.path("more/cache/deep/c")).unwrap(), "kept\n");
-        // Nothing is in the way of the next one.
-        home.tars(&["recover"]).expect(0);
-    }
-    assert!(kills >= 9, "only {kills} kills hit");
+    killed_at_every_line(
+        &home,
+        9,
+        || restore_to_kill(&home, false, &[]),
+        || change_all_again(&home),
+        |line| {
+            home.tars(&["recover"]).expect(0);
+            assert_clean(&home);
+            for part in ["app", "docs", "more"] {
+                assert!(old(part) || new(part), "{part} is neither old nor new after a kill at line {line}");
+            }
+            assert_eq!(std::fs::read_to_string(home.path("more/cache/deep/c")).unwrap(), "kept\n");
+            // Nothing is in the way of the next one.
+            home.tars(&["recover"]).expect(0);
+        },
+    );
     assert!(new("app") && new("docs") && new("more"));
     home.assert_nothing_left();
 }

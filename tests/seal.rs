@@ -8,7 +8,7 @@ mod support;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
-use support::{Done, Home, PROGRAM, killed_at, run, sh};
+use support::{Done, Home, PROGRAM, killed_at_every_line, restore_to_kill, run, sh};
 use tars_backup::manifest::Manifest;
 
 const PASSWORD: &str = "correct-horse-battery";
@@ -353,23 +353,28 @@ fn killed_at_any_step_the_files_are_wholly_old_or_wholly_new() {
     let read = || (sh(&format!("cat '{a}'")), sh(&format!("cat '{b}'")));
     let then = read();
     let now = ("live\n".to_owned(), "live\n".to_owned());
-    let mut killed = 0;
-    for lines in 1..12 {
-        sh(&format!("rm -f '{0}'/*.before-*; echo live > '{a}'; echo live > '{b}'", stack.home.at("stack")));
-        let more = ["--component", "configuration", "--restore-config"];
-        if !killed_at(&stack.home, lines, false, &more) {
-            assert_eq!(read(), then);
-            break;
-        }
-        killed += 1;
-        stack.home.tars(&["recover"]).expect(0);
-        let found = read();
-        assert!(found == then || found == now, "after {lines} lines: {found:?}");
-        let left = sh(&format!("find '{}' -name '*tars-restore*'", stack.home.at("stack")));
-        assert_eq!(left, "", "after {lines} lines");
-        assert!(!stack.home.path("state/run.journal").exists());
-    }
-    assert!(killed > 2, "it was killed {killed} times");
+    let more = ["--component", "configuration", "--restore-config"];
+    killed_at_every_line(
+        &stack.home,
+        3,
+        || restore_to_kill(&stack.home, false, &more),
+        || {
+            let set = format!(
+                "rm -f '{}'/*.before-*; echo live > '{a}'; echo live > '{b}'",
+                stack.home.at("stack")
+            );
+            sh(&set);
+        },
+        |line| {
+            stack.home.tars(&["recover"]).expect(0);
+            let found = read();
+            assert!(found == then || found == now, "after {line} lines: {found:?}");
+            let left = sh(&format!("find '{}' -name '*tars-restore*'", stack.home.at("stack")));
+            assert_eq!(left, "", "after {line} lines");
+            assert!(!stack.home.path("state/run.journal").exists());
+        },
+    );
+    assert_eq!(read(), then, "the last one was not killed");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::lab::{Lab, until};
 use crate::legacy;
-use crate::support::{Home, killed_at, run, sh};
+use crate::support::{Home, killed_at_every_line, restore_to_kill, run, sh};
 
 /// A container that appends to a file of its volume and shows what it reads there.
 const SERVICE: &str =
@@ -227,25 +227,24 @@ fn a_volume_that_only_the_engine_can_mount_comes_back_wholly_or_not_at_all() {
     assert_eq!(look(), "before\nbefore\nkept\ndeep\nvalue\n750\n");
     assert!(helpers(&lab, &volume).is_empty());
 
-    let mut kills = 0;
-    for lines in 1.. {
-        lab.sh(&one, change);
-        if !killed_at(&home, lines, false, &[]) {
-            break;
-        }
-        kills += 1;
-        // As after a power cut: what showed us the volume does not run any more.
-        for helper in helpers(&lab, &volume) {
-            run("docker", &["kill", &helper]);
-        }
-        home.tars(&["recover"]).expect(0);
-        let now = lab.sh(&one, "cat /data/deep/value /data/deep/cache/x; ls -A /data");
-        let old = "after\nkept\ndeep\nfresh\n";
-        assert!(now == old || now == "before\nkept\ndeep\nvalue\n", "{now} after a kill at line {lines}");
-        assert!(helpers(&lab, &volume).is_empty());
-        assert!(!home.path("state/run.journal").exists());
-    }
-    assert!(kills >= 6, "only {kills} kills hit");
+    killed_at_every_line(
+        &home,
+        6,
+        || restore_to_kill(&home, false, &[]),
+        || drop(lab.sh(&one, change)),
+        |line| {
+            // As after a power cut: what showed us the volume does not run any more.
+            for helper in helpers(&lab, &volume) {
+                run("docker", &["kill", &helper]);
+            }
+            home.tars(&["recover"]).expect(0);
+            let now = lab.sh(&one, "cat /data/deep/value /data/deep/cache/x; ls -A /data");
+            let old = "after\nkept\ndeep\nfresh\n";
+            assert!(now == old || now == "before\nkept\ndeep\nvalue\n", "{now} after a kill at line {line}");
+            assert!(helpers(&lab, &volume).is_empty());
+            assert!(!home.path("state/run.journal").exists());
+        },
+    );
 
     // A directory within it.
     let home = home.only_source("deep", &deep);
@@ -311,31 +310,26 @@ fn killed_at_any_step_the_volume_is_old_or_new_and_its_containers_run() {
     let s = stack();
     let home = s.home("");
     let ids = [s.id_and_state(&s.one), s.id_and_state(&s.two)];
-    let (mut kills, mut missed) = (0, 0);
-    let mut lines = 1;
-    // A run may be over before we see its last lines.
-    while missed < 3 {
-        s.lab.sh(&s.one, "echo after > /data/value; rm -rf /data/deep; echo y > /data/fresh");
-        let wait = format!("a recovery after a kill at line {lines}");
-        let ended = !killed_at(&home, lines, true, &[]);
-        // The guardian of the killed run does it, unasked.
-        until(&wait, || !home.path("state/run.journal").exists());
-        until("the containers run", || [s.id_and_state(&s.one), s.id_and_state(&s.two)] == ids);
-        let (value, other) = (s.value(&s.one), s.value(&s.two));
-        assert_eq!(value, other, "two containers see two trees");
-        let fresh = s.lab.sh(&s.one, "ls /data/fresh /data/deep/x 2>/dev/null || true");
-        match value.as_str() {
-            "before\n" => assert_eq!(fresh, "/data/deep/x\n"),
-            "after\n" => assert_eq!(fresh, "/data/fresh\n"),
-            odd => panic!("{odd:?}"),
-        }
-        assert_clean(&home, &s.data());
-        if ended {
-            missed += 1;
-        } else {
-            (kills, missed, lines) = (kills + 1, 0, lines + 1);
-        }
-    }
-    assert!(kills >= 7, "only {kills} kills hit");
+    killed_at_every_line(
+        &home,
+        7,
+        || restore_to_kill(&home, true, &[]),
+        || drop(s.lab.sh(&s.one, "echo after > /data/value; rm -rf /data/deep; echo y > /data/fresh")),
+        |line| {
+            // The guardian of the killed run does it, unasked.
+            let wait = format!("a recovery after a kill at line {line}");
+            until(&wait, || !home.path("state/run.journal").exists());
+            until("the containers run", || [s.id_and_state(&s.one), s.id_and_state(&s.two)] == ids);
+            let (value, other) = (s.value(&s.one), s.value(&s.two));
+            assert_eq!(value, other, "two containers see two trees");
+            let fresh = s.lab.sh(&s.one, "ls /data/fresh /data/deep/x 2>/dev/null || true");
+            match value.as_str() {
+                "before\n" => assert_eq!(fresh, "/data/deep/x\n"),
+                "after\n" => assert_eq!(fresh, "/data/fresh\n"),
+                odd => panic!("{odd:?}"),
+            }
+            assert_clean(&home, &s.data());
+        },
+    );
     home.tars(&["recover"]).expect(0);
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::lab::{CHROMA, Lab, OLD_CHROMA, lab_file, source};
 use crate::legacy;
-use crate::support::{Home, killed_at, run, sh};
+use crate::support::{Home, killed_at_every_line, restore_to_kill, run, sh};
 
 struct Server {
     lab: Lab,
@@ -224,22 +224,23 @@ fn collections(s: &Server) -> String {
 fn killed_at_any_step_it_is_old_or_new_and_runs() {
     let s = server(CHROMA);
     let home = s.home("");
-    let mut kills = 0;
-    for lines in 1.. {
-        if collections(&s) == NEW {
-            change_it(&s);
-        }
-        if !killed_at(&home, lines, false, &[]) {
-            break;
-        }
-        kills += 1;
-        home.tars(&["recover"]).expect(0);
-        assert_eq!(s.state(), "running");
-        s.lab.await_chroma(&s.container);
-        let now = collections(&s);
-        assert!(now == NEW || now == OLD, "{now} after a kill at line {lines}");
-    }
-    assert!(kills >= 5, "only {kills} kills hit");
+    killed_at_every_line(
+        &home,
+        5,
+        || restore_to_kill(&home, false, &[]),
+        || {
+            if collections(&s) == NEW {
+                change_it(&s);
+            }
+        },
+        |line| {
+            home.tars(&["recover"]).expect(0);
+            assert_eq!(s.state(), "running");
+            s.lab.await_chroma(&s.container);
+            let now = collections(&s);
+            assert!(now == NEW || now == OLD, "{now} after a kill at line {line}");
+        },
+    );
     s.lab.await_chroma(&s.container);
     s.assert_restored(&home);
 }

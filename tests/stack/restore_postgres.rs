@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::lab::{Lab, source, until};
 use crate::postgres::{SECOND, assert_same, load_odd_data, portrait};
-use crate::support::{Home, killed_at, sh};
+use crate::support::{Home, killed_at_every_line, restore_to_kill, sh};
 
 fn home_of(pg: &str, more: &str) -> Home {
     Home::new().source("postgres", &source("postgres", pg, more)).ready()
@@ -328,15 +328,16 @@ fn kill_everywhere(
     mut again: impl FnMut(),
     mut settled: impl FnMut(),
 ) {
-    let (mut kills, mut missed, mut lines) = (0, 0, 1);
-    while missed < 2 {
-        again();
-        let ended = !killed_at(home, lines, true, more);
-        until("the guardian has recovered", || !home.path("state/run.journal").exists());
-        settled();
-        (kills, missed, lines) = if ended { (kills, missed + 1, lines) } else { (kills + 1, 0, lines + 1) };
-    }
-    assert!(kills >= 3, "only {kills} kills hit");
+    killed_at_every_line(
+        home,
+        3,
+        || restore_to_kill(home, true, more),
+        &mut again,
+        |_| {
+            until("the guardian has recovered", || !home.path("state/run.journal").exists());
+            settled();
+        },
+    );
     for moment in 0..moments {
         again();
         let mut args = vec!["restore", "--latest", "--yes", "--no-safety-backup"];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::lab::{Lab, ODD_PASSWORD, lab_file, source, until};
 use crate::legacy;
 use crate::redis::portrait;
-use crate::support::{Home, halted_before_the_exchange, killed_at, sh};
+use crate::support::{Home, halted_before_the_exchange, killed_at_every_line, restore_to_kill, sh};
 
 const RESTORE: [&str; 3] = ["restore", "--latest", "--yes"];
 const APPEND: [&str; 4] = ["--appendonly", "yes", "--enable-debug-command", "yes"];
@@ -579,24 +579,24 @@ fn killed_at_any_step_the_server_is_old_or_new_and_runs() {
     let home = home(&redis, "");
     home.backup(0);
     let data = data(&lab, &volume);
-    let (mut kills, mut missed, mut lines) = (0, 0, 1);
-    while missed < 3 {
-        lab.redis_cli(&redis, &["SET", "k", "after"]);
-        lab.redis_cli(&redis, &["DEL", "only"]);
-        let ended = !killed_at(&home, lines, true, &[]);
-        until("it is recovered", || !home.path("state/run.journal").exists());
-        until("it runs", || state(&lab, &redis) == "running");
-        lab.await_redis(&redis);
-        until("its data is read", || lab.redis_info(&redis, "loading") == "0");
-        let values = lab.redis_cli(&redis, &["MGET", "k", "only"]);
-        assert!(["before\nbefore\n", "after\n\n"].contains(&values.as_str()), "{lines}: {values:?}");
-        assert_clean(&home, &data);
-        match ended {
-            true => missed += 1,
-            false => (kills, missed, lines) = (kills + 1, 0, lines + 1),
-        }
-    }
-    assert!(kills >= 6, "only {kills} kills hit");
+    killed_at_every_line(
+        &home,
+        6,
+        || restore_to_kill(&home, true, &[]),
+        || {
+            lab.redis_cli(&redis, &["SET", "k", "after"]);
+            lab.redis_cli(&redis, &["DEL", "only"]);
+        },
+        |line| {
+            until("it is recovered", || !home.path("state/run.journal").exists());
+            until("it runs", || state(&lab, &redis) == "running");
+            lab.await_redis(&redis);
+            until("its data is read", || lab.redis_info(&redis, "loading") == "0");
+            let values = lab.redis_cli(&redis, &["MGET", "k", "only"]);
+            assert!(["before\nbefore\n", "after\n\n"].contains(&values.as_str()), "{line}: {values:?}");
+            assert_clean(&home, &data);
+        },
+    );
     home.tars(&["recover"]).expect(0);
 }
 
@@ -611,29 +611,29 @@ fn killed_while_a_container_is_started_for_the_first_time_it_has_old_or_new_data
     home.backup(0);
     lab.redis_cli(&redis, &["SET", "k", "after"]);
     let data = data(&lab, &volume);
-    let (mut kills, mut missed, mut lines) = (0, 0, 1);
-    while missed < 2 {
-        lab.ok(&["rm", "-f", &redis]);
-        lab.container(
-            &["create"],
-            "first",
-            &["-v", &mount, "redis:7-alpine", "redis-server", "--appendonly", "yes"],
-        );
-        let ended = !killed_at(&home, lines, true, &[]);
-        until("it is recovered", || !home.path("state/run.journal").exists());
-        if state(&lab, &redis) != "running" {
-            lab.ok(&["start", &redis]);
-        }
-        lab.await_redis(&redis);
-        until("its data is read", || lab.redis_info(&redis, "loading") == "0");
-        let value = lab.redis_cli(&redis, &["GET", "k"]);
-        assert!(["before\n", "after\n"].contains(&value.as_str()), "{lines}: {value:?}");
-        assert_clean(&home, &data);
-        lab.redis_cli(&redis, &["SET", "k", "after"]);
-        match ended {
-            true => missed += 1,
-            false => (kills, missed, lines) = (kills + 1, 0, lines + 1),
-        }
-    }
-    assert!(kills >= 5, "only {kills} kills hit");
+    killed_at_every_line(
+        &home,
+        5,
+        || restore_to_kill(&home, true, &[]),
+        || {
+            lab.ok(&["rm", "-f", &redis]);
+            lab.container(
+                &["create"],
+                "first",
+                &["-v", &mount, "redis:7-alpine", "redis-server", "--appendonly", "yes"],
+            );
+        },
+        |line| {
+            until("it is recovered", || !home.path("state/run.journal").exists());
+            if state(&lab, &redis) != "running" {
+                lab.ok(&["start", &redis]);
+            }
+            lab.await_redis(&redis);
+            until("its data is read", || lab.redis_info(&redis, "loading") == "0");
+            let value = lab.redis_cli(&redis, &["GET", "k"]);
+            assert!(["before\n", "after\n"].contains(&value.as_str()), "{line}: {value:?}");
+            assert_clean(&home, &data);
+            lab.redis_cli(&redis, &["SET", "k", "after"]);
+        },
+    );
 }

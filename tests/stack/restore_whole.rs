@@ -2,7 +2,7 @@
 //! that works on half of it, or that writes its old state into restored data.
 
 use crate::lab::{Lab, lab_file, source, until};
-use crate::support::{Home, follow_the_guide, killed_at, run, sh};
+use crate::support::{Home, follow_the_guide, killed_at_every_line, restore_to_kill, run, sh};
 use crate::{legacy, postgres, redis};
 
 struct Stack {
@@ -334,24 +334,23 @@ fn killed_at_any_step_the_application_runs_again_with_old_or_new_data() {
     lab.redis_cli(&redis, &["SET", "k", "before"]);
     let home = Home::new().source("redis", &source("redis", &redis, "")).ready();
     home.backup(0);
-    let mut kills = 0;
-    for lines in 1.. {
-        lab.redis_cli(&redis, &["SET", "k", "after"]);
-        if !killed_at(&home, lines, false, &[]) {
-            break;
-        }
-        kills += 1;
-        home.tars(&["recover"]).expect(0);
-        for container in [&redis, &app] {
-            let state = lab.ok(&["inspect", "-f", "{{.State.Status}}", container]);
-            assert_eq!(state, "running\n", "{container} after a kill at line {lines}");
-        }
-        lab.await_redis(&redis);
-        let now = lab.redis_cli(&redis, &["GET", "k"]);
-        assert!(now == "before\n" || now == "after\n", "{now} after a kill at line {lines}");
-        assert!(!home.path("state/run.journal").exists());
-    }
-    assert!(kills >= 6, "only {kills} kills hit");
+    killed_at_every_line(
+        &home,
+        6,
+        || restore_to_kill(&home, false, &[]),
+        || drop(lab.redis_cli(&redis, &["SET", "k", "after"])),
+        |line| {
+            home.tars(&["recover"]).expect(0);
+            for container in [&redis, &app] {
+                let state = lab.ok(&["inspect", "-f", "{{.State.Status}}", container]);
+                assert_eq!(state, "running\n", "{container} after a kill at line {line}");
+            }
+            lab.await_redis(&redis);
+            let now = lab.redis_cli(&redis, &["GET", "k"]);
+            assert!(now == "before\n" || now == "after\n", "{now} after a kill at line {line}");
+            assert!(!home.path("state/run.journal").exists());
+        },
+    );
 }
 
 #[test]

@@ -306,14 +306,42 @@ impl Running {
 /// Between two looks at a journal: shorter than any step, and a processor is left to what is looked at.
 const GLANCE: Duration = Duration::from_micros(100);
 
-/// Kills a restore of all when its journal has grown to `lines`; false when it ended before. Without its guardian, which
-/// would be faster than us, what it left stays until somebody looks.
-pub fn killed_at(home: &Home, lines: usize, guardian: bool, more: &[&str]) -> bool {
+/// A restore of all, for [`killed_at_every_line`]. Without its guardian, which would be faster than us, what it left stays
+/// until somebody looks.
+pub fn restore_to_kill(home: &Home, guardian: bool, more: &[&str]) -> Command {
     let mut run = home.command(&["restore", "--latest", "--yes", "--no-safety-backup", "--wait", "30s"]);
     run.args(more);
     if !guardian {
         run.env("TARS_BACKUP_GUARDIAN", "no");
     }
+    run
+}
+
+/// Kills what `run` makes when the run journal has 1, 2, … lines, until it ends by itself. `before` and `after` come
+/// around each attempt, killed or not; `after` is told the line.
+///
+/// On a busy machine the next line, or the end, may be there before we look. So a line is tried again, and each of the
+/// first `least`, which every run writes, until it is hit.
+#[track_caller]
+pub fn killed_at_every_line(
+    home: &Home,
+    least: usize,
+    run: impl Fn() -> Command,
+    mut before: impl FnMut(),
+    mut after: impl FnMut(usize),
+) {
+    let (mut line, mut missed) = (1, 0);
+    while missed < if line <= least { 30 } else { 3 } {
+        before();
+        let killed = killed_at(home, line, run());
+        after(line);
+        (line, missed) = if killed { (line + 1, 0) } else { (line, missed + 1) };
+    }
+    assert!(line > least, "only {} kills hit", line - 1);
+}
+
+/// False when it ended before the run journal had so many lines.
+fn killed_at(home: &Home, lines: usize, mut run: Command) -> bool {
     let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let journal = home.path("state/run.journal");
     let deadline = Instant::now() + Duration::from_secs(60);
