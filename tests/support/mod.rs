@@ -342,9 +342,10 @@ pub fn killed_at_every_line(
 
 /// False when it ended before the run journal had so many lines.
 fn killed_at(home: &Home, lines: usize, mut run: Command) -> bool {
-    let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let said = home.path("killed.log");
+    let mut child = run.stdout(Stdio::null()).stderr(std::fs::File::create(&said).unwrap()).spawn().unwrap();
     let journal = home.path("state/run.journal");
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(240);
     loop {
         let now = std::fs::read(&journal).unwrap_or_default();
         if now.iter().filter(|b| **b == b'\n').count() >= lines {
@@ -355,7 +356,12 @@ fn killed_at(home: &Home, lines: usize, mut run: Command) -> bool {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        assert!(Instant::now() < deadline, "it hangs");
+        assert!(
+            Instant::now() < deadline,
+            "it hangs\n{}\n{}",
+            String::from_utf8_lossy(&now),
+            std::fs::read_to_string(&said).unwrap()
+        );
         std::thread::sleep(GLANCE);
     }
 }
