@@ -2,6 +2,7 @@
 
 mod acts;
 mod client;
+pub mod compose;
 mod containers;
 mod events;
 mod exec;

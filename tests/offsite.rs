@@ -262,6 +262,39 @@ fn a_host_without_identity_backs_up_and_checks_what_it_can_and_a_key_is_proved_o
     place.tars(&["verify", &name]).expect(1).says(".parts does not say");
 }
 
+/// Whatever has been read when a line breaks, it says nothing about the copy, which keeps its marks.
+#[test]
+fn a_line_that_breaks_while_an_archive_is_read_is_no_damage() {
+    let s3 = S3sFs::start();
+    let proxy = Proxy::start(&s3.endpoint());
+    let place = Place::new(6_000_000).s3("one", &proxy.endpoint(), "").ready(&["one"]);
+    let (name, _) = place.backup(0);
+    let dir = s3.bucket().join(format!("hosts/{HOST}/weekly"));
+    let mark = dir.join(format!("{name}.verified"));
+    assert!(mark.exists());
+    let (to, key) = (place.home.at("to"), place.key.display().to_string());
+    std::fs::create_dir(&to).unwrap();
+    // In the header of what is sealed, and after it.
+    for act in [Act::CutAnswerAt(1), Act::CutAnswer] {
+        proxy.on(move |seen| if seen.is("GET", ".tar.gz.age.p") { act.clone() } else { Act::Pass });
+        for (args, code) in [
+            (&["drill", &name, "--identity", &key][..], 1),
+            (&["restore", &name, "--to", &to, "--identity", &key], 1),
+            (&["extract", &name, "--to", &to, "--identity", &key], 1),
+            (&["verify", "--deep", &name, "--identity", &key], 2),
+        ] {
+            let done = place.tars(args);
+            let said = format!("{}{}", done.stdout, done.stderr);
+            assert_eq!(done.code, code, "{args:?}: {said}");
+            assert!(!said.contains("damaged"), "{args:?}: {said}");
+            assert!(mark.exists(), "{args:?}: {said}");
+            assert_eq!(files(Path::new(&to)), [""; 0], "{args:?}");
+        }
+    }
+    proxy.on(|_| Act::Pass);
+    place.tars(&["drill", &name, "--identity", &key]).expect(0);
+}
+
 #[test]
 fn a_store_that_is_down_costs_a_warning_and_gets_the_backup_later() {
     let s3 = S3sFs::start();

@@ -14,7 +14,7 @@ mod proxy;
 mod servers;
 mod support;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use beside::{Beside, Stack, docker};
 use machine::{Machine, engine};
@@ -287,46 +287,163 @@ fn records(stack: &Stack, collection: &str) -> serde_json::Value {
     serde_json::json!([got["ids"], got["documents"], got["embeddings"], got["metadatas"]])
 }
 
+/// The stack as Compose itself makes it from a file of the machine; it goes with the test. The backend has no data that is
+/// backed up, and depends on those that have.
+struct Composed {
+    stack: Stack,
+    project: String,
+}
+
+impl Composed {
+    fn new(name: &str) -> Self {
+        engine();
+        for images in ["services", "chroma"] {
+            sh(&format!("'{}/tests/lab/images.sh' {images}", env!("CARGO_MANIFEST_DIR")));
+        }
+        let stack = Stack { prefix: format!("tars-units-{}-{name}-", std::process::id()) };
+        Self { project: format!("{}deploy", stack.prefix), stack }
+    }
+
+    /// The Compose file: names of this test, no port of this machine.
+    fn file(&self) -> String {
+        let name = |service: &str| format!("container_name: {}", self.stack.container(service));
+        format!(
+            "version: \"2.4\"
+services:
+  postgres:
+    image: postgres:15-alpine
+    {}
+    restart: unless-stopped
+    stop_signal: SIGINT
+    env_file: ../.env
+    environment: {{POSTGRES_USER: tars, POSTGRES_DB: tars_home}}
+    volumes: [\"postgres_data:/var/lib/postgresql/data\"]
+  redis:
+    image: redis:7-alpine
+    {}
+    restart: unless-stopped
+    command: redis-server --appendonly yes
+    volumes: [\"redis_data:/data\"]
+  chromadb:
+    image: chromadb/chroma:latest
+    {}
+    restart: unless-stopped
+    command: run --host 0.0.0.0 --port 8000 --path /chroma/chroma
+    volumes: [\"chroma_data:/chroma/chroma\"]
+  backend:
+    image: tars-backend:v1.0.10-home
+    {}
+    restart: unless-stopped
+    depends_on: [postgres, redis, chromadb]
+volumes: {{postgres_data: , redis_data: , chroma_data: }}
+",
+            name("postgres"),
+            name("redis"),
+            name("chromadb"),
+            name("backend"),
+        )
+    }
+
+    fn state(&self, service: &str) -> String {
+        docker(&["inspect", "-f", "{{.State.Status}} {{.State.StartedAt}}", &self.stack.container(service)])
+    }
+
+    /// What `docker compose down --volumes` removes.
+    fn down(&self) {
+        let of_it = format!("label=com.docker.compose.project={}", self.project);
+        for (list, remove) in [
+            (["ps", "-aq"], &["rm", "-f", "-v"][..]),
+            (["volume", "ls"], &["volume", "rm"]),
+            (["network", "ls"], &["network", "rm"]),
+        ] {
+            let found =
+                docker(&[&list[..], &["-q", "--filter", &of_it][usize::from(list[0] == "ps")..]].concat());
+            for id in found.lines() {
+                docker(&[remove, &[id]].concat());
+            }
+        }
+    }
+}
+
+impl Drop for Composed {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// Until its servers answer.
+#[track_caller]
+fn until_up(stack: &Stack) {
+    let probes: [(&str, &[&str]); 3] = [
+        ("postgres", &["pg_isready", "-q", "-h", "127.0.0.1", "-U", "tars", "-d", "tars_home"]),
+        ("redis", &["redis-cli", "get", "x"]),
+        ("chromadb", &["curl", "-sf", "http://localhost:8000/api/v2/heartbeat"]),
+    ];
+    for (service, probe) in probes {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        let container = stack.container(service);
+        while run("docker", &[&["-H", engine(), "exec", &container], probe].concat()).code != 0 {
+            assert!(Instant::now() < deadline, "{container} does not answer");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// The engine where Compose looks for it.
+fn engine_at_its_place(m: &Machine) {
+    m.sh(&format!("ln -sfn '{}' /var/run/docker.sock", engine().trim_start_matches("unix://"))).expect(0);
+}
+
 #[test]
 fn the_whole_walk_from_paper_and_bucket_alone() {
     let s3 = S3sFs::start();
-    let stack = Stack::up("walk", "postgres redis chromadb");
-    let project = format!("{}deploy", stack.prefix);
+    let composed = Composed::new("walk");
+    let (stack, project) = (&composed.stack, &composed.project);
+
+    // The first machine.
+    let old = Beside::bare("12", "tars-old");
+    engine_at_its_place(&old);
+    let compose = composed.file();
+    old.sh(&format!(
+        "mkdir -p /opt/tars-home/deploy; printf 'POSTGRES_PASSWORD={PASSWORD}\\n' >/opt/tars-home/.env; chmod 640 /opt/tars-home/.env
+         chown 1000:1000 /opt/tars-home/.env
+         cat >/opt/tars-home/deploy/docker-compose.yml <<'END'\n{compose}END\n"
+    ))
+    .expect(0);
+    old.sh(&format!("cd /opt/tars-home/deploy; docker-compose -p '{project}' up -d")).expect(0);
+    until_up(stack);
     stack.sql("create table notes (id int primary key, text text); insert into notes select g, 'note ' || g from generate_series(1, 500) g");
     stack.redis(&["set", "key", "value"]);
     stack.redis(&["hset", "hash", "a", "1", "b", "2"]);
-    let made = chroma(&stack, "", r#"{"name": "memories"}"#);
+    let made = chroma(stack, "", r#"{"name": "memories"}"#);
     let id = made["id"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
     chroma(
-        &stack,
+        stack,
         &format!("/{id}/add"),
         r#"{"ids": ["one", "two"], "embeddings": [[1.5, 2, 3], [4, 5, 6.25]], "documents": ["first", "second"], "metadatas": [{"n": 1}, {"n": 2}]}"#,
     );
-    let data = |stack: &Stack| {
+    let data = || {
         (
             stack.sql("select count(*), md5(string_agg(id || text, ',' order by id)) from notes"),
             stack.redis(&["get", "key"]) + &stack.redis(&["hget", "hash", "b"]),
             records(stack, "memories"),
         )
     };
-    let wanted = data(&stack);
+    let wanted = data();
 
-    // The first machine.
     let kit;
     let files = "cd /; stat -c '%n %a %u:%g' opt/tars-home/.env opt/tars-home/deploy/docker-compose.yml etc/tars-backup/config.toml; sha256sum opt/tars-home/.env opt/tars-home/deploy/* etc/tars-backup/config.toml";
     let files_wanted;
     let machine_id;
     {
-        let m = Beside::bare("12", "tars-old");
+        let m = old;
         m.put(std::path::Path::new(machine::package()), &format!("/root/{}", deb_name()));
         m.sh(&format!("dpkg -i /root/{}", deb_name())).expect(0);
         machine_id = m.out("cat /etc/machine-id");
         let recipient =
             m.out("tars-backup key new --output /root/key.txt 2>&1 | grep -o 'age1[0-9a-z]*' | head -n 1");
         m.sh(&format!(
-            "mkdir -p /opt/tars-home/deploy; printf 'POSTGRES_PASSWORD={PASSWORD}\\n' >/opt/tars-home/.env; chmod 640 /opt/tars-home/.env
-             chown 1000:1000 /opt/tars-home/.env; echo 'services: {{}}' >/opt/tars-home/deploy/docker-compose.yml
-             mkdir -p -m 700 /etc/credstore.encrypted
+            "mkdir -p -m 700 /etc/credstore.encrypted
              printf %s '{KEY_ID}' | systemd-creds encrypt --with-key=host --name=bucket-id - /etc/credstore.encrypted/bucket-id
              printf %s '{KEY}' | systemd-creds encrypt --with-key=host --name=bucket-key - /etc/credstore.encrypted/bucket-key"
         ))
@@ -371,14 +488,14 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
         assert!(!journal.contains(KEY) && !journal.contains(&secret), "the journal shows a key");
     }
     // All of it burns.
-    drop(stack);
+    composed.down();
 
+    // The next one has a newer Debian, with the other Compose.
     let began = Instant::now();
-    let m = Beside::bare("12", "tars-new");
+    let m = Beside::bare("13", "tars-new");
     assert_ne!(m.out("cat /etc/machine-id"), machine_id);
-    let stack = Stack { prefix: project.trim_end_matches("deploy").to_owned() };
-    // Compose is not here: the laboratory makes what it would.
-    m.sh("printf '#!/bin/sh\\necho \"$@\" >>/root/compose-calls\\n' >/usr/local/bin/docker; chmod 755 /usr/local/bin/docker").expect(0);
+    engine_at_its_place(&m);
+    let mut made = Vec::new();
     let mut done: Vec<String> = Vec::new();
     for (title, commands) in steps_of(&kit) {
         for line in by_line(&commands) {
@@ -387,7 +504,7 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
                 line == "tars-backup status" && !done.contains(&"tars-backup accept --host".to_owned());
             assert_eq!(ran.code, i32::from(held), "{title}\n{line}\n{}{}", ran.stdout, ran.stderr);
             if line.contains("up --no-start") {
-                stack.lab("LAB_SERVICES='postgres redis chromadb'", "up");
+                made = ["postgres", "redis", "chromadb", "backend"].map(|s| composed.state(s)).to_vec();
             }
             done.push(line);
         }
@@ -395,7 +512,9 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
     let took = began.elapsed();
     println!("from nothing to a machine that makes backups again: {took:.1?}");
 
-    assert_eq!(data(&stack), wanted);
+    assert_eq!(made, ["created 0001-01-01T00:00:00Z"; 4], "no server ran before its data was there");
+    assert_eq!(data(), wanted);
+    assert!(composed.state("backend").starts_with("running "));
     assert_eq!(m.out(files), files_wanted);
     for (name, value) in [("bucket-id", KEY_ID), ("bucket-key", KEY)] {
         let told = m.out(&format!("systemd-creds decrypt --name={name} /etc/credstore.encrypted/{name} -"));
@@ -411,8 +530,6 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
     assert_eq!(hosts, "tars-old\n");
     m.sh("systemctl list-timers --all | grep tars-backup@hot.timer").expect(0);
     m.sh("test ! -e /root/tars-credentials -a ! -e /root/tars-identity.txt").expect(0);
-    let calls = m.out("cat /root/compose-calls");
-    assert!(calls.contains("up --no-start") && calls.contains("up -d"), "{calls}");
 }
 
 fn deb_name() -> String {

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::World;
 use crate::cancel::Interrupted;
+use crate::docker::compose;
 use crate::hint::{Hint, chain};
 use crate::keyring::KeyError;
 use crate::reach;
@@ -54,6 +55,8 @@ pub struct Kit {
     /// Compose files, those of one directory together.
     pub compose: Vec<Vec<PathBuf>>,
     pub project: Option<String>,
+    /// What this machine has to make containers from them: `docker compose` or `docker-compose`.
+    pub compose_program: &'static str,
     /// What is not in it because it could not be read, and what to do.
     pub missing: Vec<String>,
     /// What would make a recovery easier.
@@ -172,6 +175,7 @@ pub fn gather(
         below,
         compose: compose_files(&files),
         project: setup.docker.project.clone(),
+        compose_program: compose::program(),
         missing,
         advice,
     })

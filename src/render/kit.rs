@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::docker::compose;
 use crate::ops::kit::{Kit, KitStore};
 
 const CREDENTIALS: &str = "/root/tars-credentials";
@@ -104,13 +105,17 @@ pub fn steps(kit: &Kit) -> Vec<Step> {
             quote(&kit.host)
         ),
     );
+    let program = kit.compose_program;
+    let other = if program == compose::ALONE { compose::PLUGIN } else { compose::ALONE };
     let project = kit.project.as_ref().map_or_else(String::new, |p| format!(" -p {}", quote(p)));
     for files in &kit.compose {
         let files: String =
             files.iter().map(|f| format!(" -f {}", quote(&f.display().to_string()))).collect();
         step(
-            "Make the containers, without starting them.",
-            format!("docker compose{project}{files} up --no-start\n"),
+            &format!(
+                "Make the containers, without starting them. Where `{program}` is not there, type `{other}`."
+            ),
+            format!("{program}{project}{files} up --no-start\n"),
         );
     }
     step(
@@ -120,7 +125,7 @@ pub fn steps(kit: &Kit) -> Vec<Step> {
     for files in &kit.compose {
         let files: String =
             files.iter().map(|f| format!(" -f {}", quote(&f.display().to_string()))).collect();
-        step("Start what does not run yet.", format!("docker compose{project}{files} up -d\n"));
+        step("Start what does not run yet.", format!("{program}{project}{files} up -d\n"));
     }
     let adopt: String =
         kit.stores.iter().map(|s| format!("tars-backup store adopt {}\n", quote(&s.name))).collect();

@@ -8,7 +8,7 @@
 #   tars-lab/chroma:1     ChromaDB 1.5.9; also chromadb/chroma:latest.  :0 is ChromaDB 0.6.3.
 #                         Also ollama/ollama:latest and tars-backend:v1.0.10-home, which
 #                         are stand-ins (standin.py)
-#   tars-lab/systemd:12   Debian 12 with systemd as PID 1;  :13 the same of Debian 13
+#   tars-lab/systemd:12   Debian 12 with systemd as PID 1 and Compose;  :13 the same of Debian 13
 #
 # The packages come from the mirror that apt uses; LAB_MIRROR overrides it. pip finds its
 # index as it does on this machine: its settings, proxies and certificates are handed in.
@@ -35,8 +35,9 @@ work=$cache
 case $work in *[[:space:]]*) work=/var/tmp/tars-lab-$(printf %s "$LAB_DIR" | sha256sum | cut -c1-8) ;; esac
 
 base_packages=ca-certificates,adduser,procps
-# ssh is what stores of type sftp run.
-systemd_packages=(systemd systemd-sysv dbus openssh-client)
+# ssh is what stores of type sftp run. Compose is version 1 in Debian 12, and the plugin in 13.
+systemd_packages=(systemd systemd-sysv dbus openssh-client docker-compose)
+systemd13_packages=(docker-cli)
 services_packages=(postgresql-15 redis-server)
 # dumb-init is what the usual image has as PID 1; curl is what health checks call.
 chroma_packages=(python3 python3-venv dumb-init curl)
@@ -259,9 +260,11 @@ chroma() {
 
 systemd() { # systemd 12|13 SUITE
   local recipe tarball
-  recipe=$(key "$base_packages" "${systemd_packages[@]}" 2)
+  local packages=("${systemd_packages[@]}")
+  if [ "$1" = 13 ]; then packages+=("${systemd13_packages[@]}"); fi
+  recipe=$(key "$base_packages" "${packages[@]}" 2)
   if have "tars-lab/systemd:$1" "$recipe"; then return 0; fi
-  tarball=$(tree "systemd$1" "$2" "${systemd_packages[@]}")
+  tarball=$(tree "systemd$1" "$2" "${packages[@]}")
   import "tars-lab/systemd:$1" "$recipe" "$tarball" \
     'ENV container=docker' 'ENV LANG=C.UTF-8' 'CMD ["/lib/systemd/systemd"]'
 }

@@ -66,6 +66,8 @@ pub enum Act {
     EchoAuthorization,
     /// Passes; the answer is cut in the middle of its body.
     CutAnswer,
+    /// Passes; the answer is cut after so many bytes of its body.
+    CutAnswerAt(usize),
     /// Passes; the answer never comes.
     LoseAnswer,
     /// The connection is closed in the middle of the body of the request; nothing passes.
@@ -258,7 +260,7 @@ fn serve(mut socket: &TcpStream, state: &State) -> io::Result<bool> {
             let at = body.len() / 2;
             body[at] ^= 1;
         }
-        Act::Pass | Act::CutAnswer | Act::LoseAnswer | Act::FlipAnswer => {}
+        Act::Pass | Act::CutAnswer | Act::CutAnswerAt(_) | Act::LoseAnswer | Act::FlipAnswer => {}
     }
 
     let head: String = head
@@ -281,14 +283,14 @@ fn serve(mut socket: &TcpStream, state: &State) -> io::Result<bool> {
     }
     let (head, rest) = read_head(&mut behind)?;
     socket.write_all(head.as_bytes())?;
-    if matches!(act, Act::CutAnswer | Act::FlipAnswer) {
+    if matches!(act, Act::CutAnswer | Act::CutAnswerAt(_) | Act::FlipAnswer) {
         let mut all = rest;
         behind.read_to_end(&mut all)?;
-        if matches!(act, Act::CutAnswer) {
-            all.truncate(all.len() / 2);
-        } else {
-            let at = all.len() / 2;
-            all[at] ^= 1;
+        let half = all.len() / 2;
+        match act {
+            Act::CutAnswerAt(at) => all.truncate(at),
+            Act::CutAnswer => all.truncate(half),
+            _ => all[half] ^= 1,
         }
         socket.write_all(&all)?;
     } else {

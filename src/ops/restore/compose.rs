@@ -1,30 +1,15 @@
 //! The command that makes the containers of a stack without starting them: a restore needs them to be there. What could go
 //! wrong: a person who starts the empty stack first, and an application that fills it; so the words are exact.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
 
+use crate::docker::compose;
 use crate::manifest::Component;
 use crate::source::quote;
 
-/// Where Docker looks for its plugin.
-const PLUGINS: [&str; 4] = [
-    "/usr/libexec/docker/cli-plugins",
-    "/usr/lib/docker/cli-plugins",
-    "/usr/local/libexec/docker/cli-plugins",
-    "/usr/local/lib/docker/cli-plugins",
-];
-
 /// What to type when the container of a component is gone.
 pub(super) fn make_containers(component: &Component) -> String {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = PLUGINS.iter().map(PathBuf::from).collect();
-    places.extend(std::env::home_dir().map(|home| home.join(".docker/cli-plugins")));
-    let has = |dir: &Path| dir.join("docker-compose").is_file();
-    // Version 1 stood alone; where neither is there yet, the plugin is what people install.
-    let alone = !places.iter().any(|p| has(p)) && std::env::split_paths(&path).any(|p| has(&p));
-    command(component, if alone { "docker-compose" } else { "docker compose" })
+    command(component, compose::program())
 }
 
 fn command(component: &Component, program: &str) -> String {
