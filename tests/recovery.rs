@@ -315,8 +315,7 @@ services:
     {}
     restart: unless-stopped
     stop_signal: SIGINT
-    env_file: ../.env
-    environment: {{POSTGRES_USER: tars, POSTGRES_DB: tars_home}}
+    environment: {{POSTGRES_USER: tars, POSTGRES_DB: tars_home, POSTGRES_PASSWORD: \"${{POSTGRES_PASSWORD}}\"}}
     volumes: [\"postgres_data:/var/lib/postgresql/data\"]
   redis:
     image: redis:7-alpine
@@ -405,12 +404,12 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
     engine_at_its_place(&old);
     let compose = composed.file();
     old.sh(&format!(
-        "mkdir -p /opt/tars-home/deploy; printf 'POSTGRES_PASSWORD={PASSWORD}\\n' >/opt/tars-home/.env; chmod 640 /opt/tars-home/.env
-         chown 1000:1000 /opt/tars-home/.env
-         cat >/opt/tars-home/deploy/docker-compose.yml <<'END'\n{compose}END\n"
+        "mkdir -p /opt/tars-home/deploy; printf 'POSTGRES_PASSWORD={PASSWORD}\\n' >/opt/tars-home/deploy/tars-home.env; chmod 640 /opt/tars-home/deploy/tars-home.env
+         chown 1000:1000 /opt/tars-home/deploy/tars-home.env
+         cat >/opt/tars-home/deploy/docker-compose.home.yml <<'END'\n{compose}END\n"
     ))
     .expect(0);
-    old.sh(&format!("cd /opt/tars-home/deploy; docker-compose -p '{project}' up -d")).expect(0);
+    old.sh(&format!("cd /opt/tars-home/deploy; docker-compose -p '{project}' --env-file tars-home.env -f docker-compose.home.yml up -d")).expect(0);
     until_up(stack);
     stack.sql("create table notes (id int primary key, text text); insert into notes select g, 'note ' || g from generate_series(1, 500) g");
     stack.redis(&["set", "key", "value"]);
@@ -432,7 +431,7 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
     let wanted = data();
 
     let kit;
-    let files = "cd /; stat -c '%n %a %u:%g' opt/tars-home/.env opt/tars-home/deploy/docker-compose.yml etc/tars-backup/config.toml; sha256sum opt/tars-home/.env opt/tars-home/deploy/* etc/tars-backup/config.toml";
+    let files = "cd /; stat -c '%n %a %u:%g' opt/tars-home/deploy/tars-home.env opt/tars-home/deploy/docker-compose.home.yml etc/tars-backup/config.toml; sha256sum opt/tars-home/deploy/* etc/tars-backup/config.toml";
     let files_wanted;
     let machine_id;
     {
@@ -453,7 +452,7 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
             .concat();
         m.configure(&format!(
             "[docker]\nsocket = {:?}\nproject = {project:?}\n{containers}[sources.configuration]\ntype = \"config_files\"\n\
-             files = [\"/opt/tars-home/.env\", \"/opt/tars-home/deploy/docker-compose.yml\"]\n\
+             files = [\"/opt/tars-home/deploy/tars-home.env\", \"/opt/tars-home/deploy/docker-compose.home.yml\"]\n\
              [stores.bucket]\ntype = \"s3\"\nbucket = {BUCKET:?}\npath = \"back ups/of home\"\nendpoint = {:?}\n\
              key_id = {{ credential = \"bucket-id\" }}\nkey = {{ credential = \"bucket-key\" }}\n\
              [tiers.hot]\nstores = [\"bucket\"]\npath = \"daily\"\n[encryption]\nrecipients = [{recipient:?}]\n",
@@ -514,6 +513,9 @@ fn the_whole_walk_from_paper_and_bucket_alone() {
 
     assert_eq!(made, ["created 0001-01-01T00:00:00Z"; 4], "no server ran before its data was there");
     assert_eq!(data(), wanted);
+    // The file of variables is not where Compose looks by itself.
+    let environment = docker(&["inspect", "-f", "{{json .Config.Env}}", &stack.container("postgres")]);
+    assert!(environment.contains(&format!("POSTGRES_PASSWORD={PASSWORD}\"")), "{environment}");
     assert!(composed.state("backend").starts_with("running "));
     assert_eq!(m.out(files), files_wanted);
     for (name, value) in [("bucket-id", KEY_ID), ("bucket-key", KEY)] {

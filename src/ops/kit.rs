@@ -8,8 +8,10 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::World;
+use super::find::{self, Filter, FindError};
 use crate::cancel::Interrupted;
-use crate::docker::compose;
+use crate::catalog::Entry;
+use crate::docker::compose::{self, Stack};
 use crate::hint::{Hint, chain};
 use crate::keyring::KeyError;
 use crate::reach;
@@ -52,9 +54,8 @@ pub struct Kit {
     pub components: Vec<String>,
     /// Directories of the stack, to be named when its files are put back.
     pub below: Vec<PathBuf>,
-    /// Compose files, those of one directory together.
-    pub compose: Vec<Vec<PathBuf>>,
-    pub project: Option<String>,
+    /// The stacks whose data is in the backups.
+    pub stacks: Vec<Stack>,
     /// What this machine has to make containers from them: `docker compose` or `docker-compose`.
     pub compose_program: &'static str,
     /// What is not in it because it could not be read, and what to do.
@@ -173,8 +174,7 @@ pub fn gather(
             .map(|s| s.name.to_string())
             .collect(),
         below,
-        compose: compose_files(&files),
-        project: setup.docker.project.clone(),
+        stacks: stacks(setup, only, &files, world)?,
         compose_program: compose::program(),
         missing,
         advice,
@@ -260,6 +260,56 @@ fn identities(
     Ok(all)
 }
 
+/// As their containers said when the newest backup was made; where none did, by the names of the files of the
+/// configuration.
+fn stacks(
+    setup: &Setup,
+    only: Option<&str>,
+    files: &[&Path],
+    world: &World<'_>,
+) -> Result<Vec<Stack>, KitError> {
+    let filter = Filter { store: only.map(str::to_owned), ..Filter::default() };
+    // That a store cannot be looked at is told where it is asked for the package.
+    let found = match find::all(setup, &filter, world.cancel) {
+        Ok((found, _)) => found,
+        Err(FindError::Store(StoreError::Interrupted(i))) => return Err(i.into()),
+        Err(_) => Vec::new(),
+    };
+    let mut stacks = found.iter().rev().map(|f| noted(&f.entry)).find(|s| !s.is_empty()).unwrap_or_default();
+    if stacks.is_empty() {
+        let project = &setup.docker.project;
+        stacks = compose_files(files)
+            .into_iter()
+            .map(|files| Stack { project: project.clone(), files, ..Stack::default() })
+            .collect();
+    }
+    for stack in &mut stacks {
+        stack.environment = environment(stack, files);
+    }
+    Ok(stacks)
+}
+
+fn noted(entry: &Entry) -> Vec<Stack> {
+    let mut all = Vec::new();
+    for stack in entry.manifest.iter().flat_map(|m| m.details.values()).filter_map(Stack::noted) {
+        if !all.contains(&stack) {
+            all.push(stack);
+        }
+    }
+    all
+}
+
+/// Without the file of variables, passwords would be empty. Compose reads `.env` by itself; another one has to be named,
+/// and version 1 did not note which. One too many only tells names that nobody asks for.
+fn environment(stack: &Stack, files: &[&Path]) -> Vec<PathBuf> {
+    let dir = stack.directory.as_deref().or_else(|| stack.files.first()?.parent());
+    let beside: Vec<&Path> = files.iter().copied().filter(|f| f.parent() == dir).collect();
+    if !stack.environment.is_empty() || beside.iter().any(|f| f.ends_with(".env")) {
+        return stack.environment.clone();
+    }
+    beside.into_iter().filter(|f| f.extension().is_some_and(|e| e == "env")).map(Path::to_owned).collect()
+}
+
 /// Compose files by directory, `docker-compose.yml` before `docker-compose.override.yml`.
 fn compose_files(files: &[&Path]) -> Vec<Vec<PathBuf>> {
     let is_compose = |p: &&&Path| {
@@ -275,4 +325,21 @@ fn compose_files(files: &[&Path]) -> Vec<Vec<PathBuf>> {
         }
     }
     dirs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_variables_is_named_unless_compose_finds_it() {
+        let path = Path::new;
+        let files = [path("/a/docker-compose.home.yml"), path("/a/tars-home.env"), path("/b/x.env")];
+        let of = |files: &[&Path]| {
+            let stack = Stack { files: vec!["/a/docker-compose.home.yml".into()], ..Stack::default() };
+            environment(&stack, files)
+        };
+        assert_eq!(of(&files), [path("/a/tars-home.env")]);
+        assert_eq!(of(&[&files[..], &[path("/a/.env")]].concat()), [""; 0].map(PathBuf::from));
+    }
 }

@@ -107,25 +107,20 @@ pub fn steps(kit: &Kit) -> Vec<Step> {
     );
     let program = kit.compose_program;
     let other = if program == compose::ALONE { compose::PLUGIN } else { compose::ALONE };
-    let project = kit.project.as_ref().map_or_else(String::new, |p| format!(" -p {}", quote(p)));
-    for files in &kit.compose {
-        let files: String =
-            files.iter().map(|f| format!(" -f {}", quote(&f.display().to_string()))).collect();
+    for stack in &kit.stacks {
         step(
             &format!(
                 "Make the containers, without starting them. Where `{program}` is not there, type `{other}`."
             ),
-            format!("{program}{project}{files} up --no-start\n"),
+            format!("{} up --no-start\n", stack.command(program)),
         );
     }
     step(
         "Bring the data back. Look at the plan, then say yes.",
         format!("tars-backup restore --latest{options} --dry-run\ntars-backup restore --latest{options}\n"),
     );
-    for files in &kit.compose {
-        let files: String =
-            files.iter().map(|f| format!(" -f {}", quote(&f.display().to_string()))).collect();
-        step("Start what does not run yet.", format!("{program}{project}{files} up -d\n"));
+    for stack in &kit.stacks {
+        step("Start what does not run yet.", format!("{} up -d\n", stack.command(program)));
     }
     let adopt: String =
         kit.stores.iter().map(|s| format!("tars-backup store adopt {}\n", quote(&s.name))).collect();
