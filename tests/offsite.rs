@@ -275,21 +275,18 @@ fn a_line_that_breaks_while_an_archive_is_read_is_no_damage() {
     let (to, key) = (place.home.at("to"), place.key.display().to_string());
     std::fs::create_dir(&to).unwrap();
     // In the header of what is sealed, and after it.
-    for act in [Act::CutAnswerAt(1), Act::CutAnswer] {
+    for (act, args) in [
+        (Act::HeadOnly, &["drill", &name, "--identity", &key][..]),
+        (Act::HeadOnly, &["restore", &name, "--to", &to, "--identity", &key]),
+        (Act::HeadOnly, &["verify", "--deep", &name, "--identity", &key]),
+        (Act::CutAnswer, &["drill", &name, "--identity", &key]),
+        (Act::CutAnswer, &["extract", &name, "--to", &to, "--identity", &key]),
+    ] {
         proxy.on(move |seen| if seen.is("GET", ".tar.gz.age.p") { act.clone() } else { Act::Pass });
-        for (args, code) in [
-            (&["drill", &name, "--identity", &key][..], 1),
-            (&["restore", &name, "--to", &to, "--identity", &key], 1),
-            (&["extract", &name, "--to", &to, "--identity", &key], 1),
-            (&["verify", "--deep", &name, "--identity", &key], 2),
-        ] {
-            let done = place.tars(args);
-            let said = format!("{}{}", done.stdout, done.stderr);
-            assert_eq!(done.code, code, "{args:?}: {said}");
-            assert!(!said.contains("damaged"), "{args:?}: {said}");
-            assert!(mark.exists(), "{args:?}: {said}");
-            assert_eq!(files(Path::new(&to)), [""; 0], "{args:?}");
-        }
+        let done = place.tars(args).expect(1);
+        let said = format!("{}{}", done.stdout, done.stderr);
+        assert!(!said.contains("damaged") && mark.exists(), "{args:?}: {said}");
+        assert_eq!(files(Path::new(&to)), [""; 0], "{args:?}");
     }
     proxy.on(|_| Act::Pass);
     place.tars(&["drill", &name, "--identity", &key]).expect(0);

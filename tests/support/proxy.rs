@@ -66,8 +66,8 @@ pub enum Act {
     EchoAuthorization,
     /// Passes; the answer is cut in the middle of its body.
     CutAnswer,
-    /// Passes; the answer is cut after so many bytes of its body.
-    CutAnswerAt(usize),
+    /// Passes; of the answer only the head comes.
+    HeadOnly,
     /// Passes; the answer never comes.
     LoseAnswer,
     /// The connection is closed in the middle of the body of the request; nothing passes.
@@ -260,7 +260,7 @@ fn serve(mut socket: &TcpStream, state: &State) -> io::Result<bool> {
             let at = body.len() / 2;
             body[at] ^= 1;
         }
-        Act::Pass | Act::CutAnswer | Act::CutAnswerAt(_) | Act::LoseAnswer | Act::FlipAnswer => {}
+        Act::Pass | Act::CutAnswer | Act::HeadOnly | Act::LoseAnswer | Act::FlipAnswer => {}
     }
 
     let head: String = head
@@ -283,12 +283,12 @@ fn serve(mut socket: &TcpStream, state: &State) -> io::Result<bool> {
     }
     let (head, rest) = read_head(&mut behind)?;
     socket.write_all(head.as_bytes())?;
-    if matches!(act, Act::CutAnswer | Act::CutAnswerAt(_) | Act::FlipAnswer) {
+    if matches!(act, Act::CutAnswer | Act::HeadOnly | Act::FlipAnswer) {
         let mut all = rest;
         behind.read_to_end(&mut all)?;
         let half = all.len() / 2;
         match act {
-            Act::CutAnswerAt(at) => all.truncate(at),
+            Act::HeadOnly => all.clear(),
             Act::CutAnswer => all.truncate(half),
             _ => all[half] ^= 1,
         }
