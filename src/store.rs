@@ -34,7 +34,7 @@ use crate::vault::{SecretError, Vault};
 
 pub use credentials::{Credentials, Key};
 pub use fs::FsStore;
-pub use kit::Kit;
+pub use kit::{CA, KNOWN_HOSTS, Kit, SSH_CONFIG};
 pub use tools::{Keeping, Kept, TOOLS, keep, kept};
 pub use url::{UrlError, from_url};
 
