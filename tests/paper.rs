@@ -166,6 +166,76 @@ fn a_store_that_no_tier_uses_is_not_the_one_of_the_commands() {
 }
 
 #[test]
+fn a_configuration_under_another_name_comes_back_and_one_elsewhere_is_a_lack() {
+    let paper = Paper::new();
+    let (config, key) = (paper.config("", ""), paper.home.at("key.txt"));
+    let at = "/etc/tars-backup/home.toml";
+    let kit = |at: &str| format!("tars --config {at} key kit --identity '{key}'");
+    let done = paper.inside(at, &config, &kit(at)).expect(0);
+    let is_ours = |l: &&str| l.starts_with("tars-backup ") && !l.starts_with("tars-backup list");
+    for line in done.stdout.lines().filter(is_ours) {
+        assert!(line.starts_with(&format!("tars-backup --config {at} ")), "{line}");
+    }
+    paper.backed_up(at, &config);
+    let restore = paper.restore();
+    let below = paper.home.at("stack");
+    let lines = format!("tars --config {at} {restore} --below '{below}' --yes && cat {at}");
+    let back = paper.usual("", &lines).expect(0);
+    assert!(back.stdout.contains(&config), "{}", back.stdout);
+    // Nothing is there under that name: what is there is told.
+    paper
+        .usual("", &format!("tars {restore} --below '{below}' --yes"))
+        .expect(1)
+        .says(&format!("--config {at}"));
+
+    let elsewhere = paper.home.at("mine.toml");
+    paper.inside(&elsewhere, &config, &kit(&elsewhere)).expect(2).says("cannot come back by itself");
+    paper.usual("", &format!("tars --config '{elsewhere}x' {restore} --yes")).expect(78).says("--to DIR");
+}
+
+#[test]
+fn what_a_store_may_run_is_told_before_a_person_agrees() {
+    let paper = Paper::new();
+    let settings = paper.home.at("ssh_config");
+    std::fs::write(&settings, "").unwrap();
+    let more = format!(
+        "[stores.away]\ntype = \"sftp\"\nhost = \"203.0.113.1\"\npath = \"x\"\nuser = \"u\"\nssh_config = \"{settings}\""
+    );
+    paper.backed_up("/etc/tars-backup/config.toml", &paper.config("", &more));
+    let below = paper.home.at("stack");
+    paper
+        .usual("", &format!("tars {} --below '{below}' --dry-run", paper.restore()))
+        .expect(0)
+        .says(&format!("the ssh settings of store away ({settings})"));
+}
+
+#[test]
+fn the_step_of_the_configuration_may_be_done_twice() {
+    let paper = Paper::new();
+    let config = paper.config("", "");
+    paper.backed_up("/etc/tars-backup/config.toml", &config);
+    let below = paper.home.at("stack");
+    let step = format!("tars {} --below '{below}' --yes", paper.restore());
+    let done = paper.usual("", &format!("{step}; echo PORT=81 >'{below}/.env'; {step}")).expect(0);
+    assert!(!done.stderr.contains("is not among the originals"), "{}", done.stderr);
+    assert_eq!(sh(&format!("cat '{below}/.env'")), "PORT=80\n");
+    // It opens no more than it did the first time.
+    let other = format!("{step}; tars {} --below /opt/elsewhere --yes", paper.restore());
+    paper.usual("", &other).expect(1).says("was not named");
+    // Without it the configuration says what is put back, as ever.
+    paper.usual("", &format!("{step}; tars {} --yes", paper.restore())).expect(0);
+}
+
+#[test]
+fn a_plan_of_nothing_is_a_failure() {
+    let paper = Paper::new();
+    paper.backed_up("/etc/tars-backup/config.toml", &paper.config("", ""));
+    let named = format!("tars {} --below /opt/elsewhere", paper.restore());
+    paper.usual("", &format!("{named} --dry-run")).expect(1).says("was not named");
+    paper.usual("", &format!("{named} --yes; s=$?; ls /var/lib/tars-backup; exit $s")).expect(1);
+}
+
+#[test]
 fn a_place_without_a_marker_is_not_taken_over() {
     let paper = Paper::new();
     let config = paper.config("", "[agent]\nhost = \"here\"\n");
