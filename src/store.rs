@@ -66,8 +66,8 @@ pub enum StoreError {
     #[error("there is no store at {location}: {MARKER} is not there")]
     NothingThere { store: String, location: String },
     /// Of these machines there is something.
-    #[error("store {store:?} at {location} has nothing of {host}, but backups of: {}", others.join(", "))]
-    NothingOfHost { store: String, location: String, host: String, others: Vec<String> },
+    #[error("store {store:?} has nothing of {host}, but backups of: {}", others.join(", "))]
+    NothingOfHost { store: String, host: String, others: Vec<String> },
     #[error("store {store:?}: {object} is not there")]
     NotFound { store: String, object: String },
     #[error("store {store:?}: {object} exists already")]
@@ -456,13 +456,13 @@ pub fn claim(
 /// Why a place without a marker is not taken over: an empty one is most likely not mounted, and one that others share knows
 /// this machine under another name.
 fn nothing_to_adopt(store: &dyn Store, host: &str, cancel: &Cancel) -> Result<StoreError, StoreError> {
-    let (name, location) = (store.name().to_owned(), store.location());
+    let name = store.name().to_owned();
     let dirs = if store.by_host() { store.dirs(HOSTS, cancel)? } else { Vec::new() };
     let mut others: Vec<String> = dirs.iter().map(|name| id::show_name(name.as_bytes())).collect();
     others.sort();
     Ok(match others.is_empty() {
-        true => StoreError::NothingThere { store: name, location },
-        false => StoreError::NothingOfHost { store: name, location, host: host.to_owned(), others },
+        true => StoreError::NothingThere { store: name, location: store.location() },
+        false => StoreError::NothingOfHost { store: name, host: host.to_owned(), others },
     })
 }
 
