@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use age::secrecy::ExposeSecret;
+use age::secrecy::{ExposeSecret, SecretString};
 
 use crate::hint::Hint;
 
@@ -155,8 +155,11 @@ struct Identity {
     recipient: String,
 }
 
-/// Private keys.
-pub struct Identities(Vec<Identity>);
+/// Private keys, and the texts that they were read from: what was a pipe cannot be read again.
+pub struct Identities {
+    keys: Vec<Identity>,
+    texts: Vec<SecretString>,
+}
 
 impl Identities {
     /// Reads an identity file: lines of age with comments and blank lines between them, ssh keys, or both.
@@ -185,21 +188,34 @@ impl Identities {
             }
             found.push(native(text, line)?);
         }
-        if found.is_empty() { Err(IdentityError::Empty) } else { Ok(Self(found)) }
+        match found.is_empty() {
+            true => Err(IdentityError::Empty),
+            false => Ok(Self { keys: found, texts: vec![SecretString::from(text.to_owned())] }),
+        }
     }
 
     /// All keys of several files as one.
     pub fn join(all: impl IntoIterator<Item = Self>) -> Self {
-        Self(all.into_iter().flat_map(|i| i.0).collect())
+        let mut joined = Self { keys: Vec::new(), texts: Vec::new() };
+        for one in all {
+            joined.keys.extend(one.keys);
+            joined.texts.extend(one.texts);
+        }
+        joined
+    }
+
+    /// The files that they were read from, as they were: for paper, and for nothing else.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(ExposeSecret::expose_secret)
     }
 
     /// The public keys that belong to them.
     pub fn recipients(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|i| i.recipient.as_str())
+        self.keys.iter().map(|i| i.recipient.as_str())
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &dyn age::Identity> {
-        self.0.iter().map(|i| &*i.key as &dyn age::Identity)
+        self.keys.iter().map(|i| &*i.key as &dyn age::Identity)
     }
 }
 
@@ -312,6 +328,16 @@ Imgiva2Sh6Wb26qA==\n\
         assert_eq!(lines[1], format!("# public key: {}", new.recipient));
         assert!(lines[2].starts_with("AGE-SECRET-KEY-1") && lines.len() == 3);
         assert!(Recipients::parse(&[&new.recipient]).is_ok());
+    }
+
+    #[test]
+    fn keys_of_several_files_keep_the_texts_that_they_came_from() {
+        let (a, b) = (generate("x"), generate("y"));
+        let cut = a.file.trim_end();
+        let joined = Identities::join([cut, &b.file].map(|text| Identities::parse(text).unwrap()));
+        assert_eq!(joined.recipients().collect::<Vec<_>>(), [&*a.recipient, &b.recipient]);
+        assert_eq!(joined.texts().collect::<Vec<_>>(), [cut, &b.file]);
+        assert!(!format!("{joined:?}").contains("SECRET"));
     }
 
     #[test]

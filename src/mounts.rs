@@ -169,6 +169,10 @@ pub struct Mounted {
     /// Kind of file system: `ext4`, `nfs4`, `fuse.sshfs`.
     pub kind: String,
     pub writable: bool,
+    /// What is mounted: a device, or a directory of another machine.
+    pub source: String,
+    /// Options of the file system that say how to reach it; nothing that could be a secret.
+    pub options: Vec<String>,
     device: Vec<u8>,
     /// Directory of the file system that is seen there.
     root: PathBuf,
@@ -198,6 +202,10 @@ const NETWORK: [&str; 20] = [
     "fuse.juicefs",
 ];
 
+/// Options that a person has to type to mount the same again. All others are the kernel's own, or hold a secret.
+const TO_BE_TYPED: [&str; 10] =
+    ["vers", "sec", "port", "proto", "username", "domain", "uid", "gid", "file_mode", "dir_mode"];
+
 impl Mounted {
     pub fn is_network(&self) -> bool {
         NETWORK.contains(&self.kind.as_str())
@@ -221,6 +229,11 @@ impl Table {
             // Before the dash stand any number of further fields.
             let dash = fields.iter().skip(6).position(|f| *f == b"-")? + 6;
             let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
+            let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+            let is_typed = |option: &&[u8]| {
+                let key = option.split(|b| *b == b'=').next().unwrap_or_default();
+                option.contains(&b'=') && TO_BE_TYPED.iter().any(|known| known.as_bytes() == key)
+            };
             let read_only = |options: &&[u8]| options.split(|b| *b == b',').any(|o| o == b"ro");
             Some(Mounted {
                 device: fields[2].to_vec(),
@@ -228,6 +241,8 @@ impl Table {
                 point: path(fields[4]),
                 kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
                 writable: ![fields[5], fields.get(dash + 3)?].iter().any(read_only),
+                source: text(fields.get(dash + 2)?),
+                options: fields.get(dash + 3)?.split(|b| *b == b',').filter(is_typed).map(text).collect(),
             })
         };
         Self(mountinfo.split(|b| *b == b'\n').filter_map(one).collect())
@@ -245,6 +260,12 @@ impl Table {
             }
         }
         PathBuf::from("/")
+    }
+
+    /// The disk that `path` lies on by its name; None: that of the root.
+    pub fn disk(&self, path: &Path) -> Option<&Mounted> {
+        let point = self.disk_of(path);
+        self.0.iter().rev().find(|m| m.point == point && point != Path::new("/"))
     }
 
     /// The mount that `path` lies on by its name: links are not followed. Of several at one place the last one hides the
@@ -306,6 +327,17 @@ mod tests {
         assert_eq!((at("/mnt/other"), at("/srv")), (None, None));
     }
 
+    #[test]
+    fn what_is_told_of_a_mount_has_no_secret() {
+        let table = Table::parse(
+            b"24 21 0:42 / /mnt/nas rw - cifs //nas/my\\040files rw,vers=3.0,username=me,password=hunter2,pass=x,\
+              credentials=/root/cred,secret=y,addr=10.0.0.1,sec=ntlmssp\n",
+        );
+        let nas = table.of(Path::new("/mnt/nas")).unwrap();
+        assert_eq!(nas.source, "//nas/my files");
+        assert_eq!(nas.options, ["vers=3.0", "username=me", "sec=ntlmssp"]);
+    }
+
     /// In the sandbox of a unit every path that may be written is a mount point: that must not make a disk of it.
     #[test]
     fn a_directory_that_is_mounted_on_itself_is_no_disk() {
@@ -334,6 +366,9 @@ mod tests {
         let shown: Vec<(String, &str)> =
             table.network().iter().map(|m| (m.point.display().to_string(), m.kind.as_str())).collect();
         assert_eq!(shown, [("/mnt/nas".into(), "nfs4"), ("/home/me/there".to_owned(), "fuse.sshfs")]);
+        let nas = table.disk(Path::new("/mnt/nas/deep")).unwrap();
+        assert_eq!(table.disk(Path::new("/srv/backups")), None);
+        assert_eq!((nas.source.as_str(), nas.options.join(",")), ("nas:/export", "vers=4.2".into()));
         let of = |path: &str| table.of(Path::new(path)).map(|m| m.kind.as_str());
         assert_eq!(of("/mnt/nas/deep"), Some("nfs4"));
         assert_eq!(of("/mnt/nasty"), Some("ext4"));

@@ -34,7 +34,7 @@ use crate::vault::{SecretError, Vault};
 
 pub use credentials::{Credentials, Key};
 pub use fs::FsStore;
-pub use kit::Kit;
+pub use kit::{CA, KNOWN_HOSTS, Kit, SSH_CONFIG};
 pub use tools::{Keeping, Kept, TOOLS, keep, kept};
 pub use url::{UrlError, from_url};
 
@@ -63,6 +63,11 @@ pub enum StoreError {
     BadMarker { store: String },
     #[error("store {store:?} is already initialised, by this machine")]
     HasMarker { store: String },
+    #[error("there is no store at {location}: {MARKER} is not there")]
+    NothingThere { store: String, location: String },
+    /// Of these machines there is something.
+    #[error("store {store:?} has nothing of {host}, but backups of: {}", others.join(", "))]
+    NothingOfHost { store: String, host: String, others: Vec<String> },
     #[error("store {store:?}: {object} is not there")]
     NotFound { store: String, object: String },
     #[error("store {store:?}: {object} exists already")]
@@ -154,6 +159,14 @@ impl Hint for StoreError {
             Self::HasMarker { store } => {
                 format!("nothing to do; to test it: tars-backup store check {store}")
             }
+            Self::NothingThere { store, .. } => {
+                format!("is it mounted? if it is new: tars-backup store init {store}")
+            }
+            Self::NothingOfHost { store, others, .. } => format!(
+                "to go on with the backups of one of them, name it: [agent] host = {:?}, then: tars-backup store adopt \
+                 {store}; if this machine is new there: tars-backup store init {store}",
+                others.first().map_or("", String::as_str)
+            ),
             Self::ReadBack { .. } | Self::Length { .. } => {
                 "the disk or the network damages data: check it before you rely on it (dmesg, smartctl)"
                     .into()
@@ -395,11 +408,11 @@ pub fn check_marker(store: &dyn Store, owner: &Owner, cancel: &Cancel) -> Result
 pub enum Claim {
     /// A new store: there must be none.
     Init,
-    /// Whoever it belonged to, it is ours now.
+    /// Whoever it belonged to, it is ours now. There must be one: where a disk is not mounted, there is none.
     Adopt,
 }
 
-/// Writes the marker and the guide.
+/// Writes the marker and the guide. Returns whose the store was, where a marker said so.
 pub fn claim(
     store: &dyn Store,
     owner: &Owner,
@@ -407,21 +420,27 @@ pub fn claim(
     now: Timestamp,
     guide: &str,
     cancel: &Cancel,
-) -> Result<(), StoreError> {
+) -> Result<Option<Owner>, StoreError> {
     if how == Claim::Init {
         store.create_root(cancel)?;
     }
     store.reach(cancel)?;
-    if how == Claim::Init
-        && let Some(m) = read_marker(store, &owner.host, cancel)?
-    {
-        let store = store.name().to_owned();
-        return Err(if m.owner.machine_id == owner.machine_id {
-            StoreError::HasMarker { store }
-        } else {
-            StoreError::ForeignMarker { store, host: m.owner.host }
-        });
-    }
+    let was = match (how, read_marker(store, &owner.host, cancel)) {
+        (Claim::Init, Ok(Some(m))) => {
+            let store = store.name().to_owned();
+            return Err(if m.owner.machine_id == owner.machine_id {
+                StoreError::HasMarker { store }
+            } else {
+                StoreError::ForeignMarker { store, host: m.owner.host }
+            });
+        }
+        (Claim::Adopt, Ok(None)) if store.needs_marker() => {
+            return Err(nothing_to_adopt(store, &owner.host, cancel)?);
+        }
+        // Somebody has looked at it, and takes the store for his.
+        (Claim::Adopt, Err(StoreError::BadMarker { .. })) => None,
+        (_, found) => found?.map(|m| m.owner),
+    };
     let marker = Marker {
         format: "tars-backup-store".to_owned(),
         owner: owner.clone(),
@@ -430,7 +449,21 @@ pub fn claim(
     let mut text = serde_json::to_vec_pretty(&marker).unwrap_or_default();
     text.push(b'\n');
     store.put_small(GUIDE, guide.as_bytes(), Put::Replace)?;
-    store.put_small(&object(&home(store, &owner.host), MARKER), &text, Put::Replace)
+    store.put_small(&object(&home(store, &owner.host), MARKER), &text, Put::Replace)?;
+    Ok(was)
+}
+
+/// Why a place without a marker is not taken over: an empty one is most likely not mounted, and one that others share knows
+/// this machine under another name.
+fn nothing_to_adopt(store: &dyn Store, host: &str, cancel: &Cancel) -> Result<StoreError, StoreError> {
+    let name = store.name().to_owned();
+    let dirs = if store.by_host() { store.dirs(HOSTS, cancel)? } else { Vec::new() };
+    let mut others: Vec<String> = dirs.iter().map(|name| id::show_name(name.as_bytes())).collect();
+    others.sort();
+    Ok(match others.is_empty() {
+        true => StoreError::NothingThere { store: name, location: store.location() },
+        false => StoreError::NothingOfHost { store: name, host: host.to_owned(), others },
+    })
 }
 
 /// Proves that a store takes, keeps and gives back an object, and lets it go again.

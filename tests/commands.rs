@@ -209,8 +209,13 @@ const CASES: &[Case] = &[
         ..CASE
     },
     Case {
-        command: "systemctl disable --now tars-backup@hot.timer tars-backup@warm.timer tars-backup@cold.timer",
-        after: "! systemctl is-enabled tars-backup@hot.timer; systemctl is-enabled tars-backup@archive.timer",
+        command: "systemctl disable --now tars-backup@hot.timer tars-backup@warm.timer tars-backup@cold.timer tars-backup@archive.timer",
+        after: "! systemctl is-enabled tars-backup@hot.timer; ! systemctl is-enabled tars-backup@archive.timer",
+        ..CASE
+    },
+    Case {
+        command: "systemctl disable --now tars-backup-sync.timer tars-backup-verify.timer tars-backup-drill.timer",
+        after: "! systemctl is-enabled tars-backup-sync.timer; ! systemctl is-enabled tars-backup-drill.timer",
         ..CASE
     },
     // backup-recovery.md, quick-reference.md

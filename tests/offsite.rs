@@ -535,8 +535,15 @@ fn two_hosts_share_a_bucket_and_a_third_that_takes_a_name_is_refused() {
     let done = first.tars(&["backup", "--tier", "away"]).expect(1);
     done.says("belongs to another machine").says("store adopt one");
     first.comes_back("one", &[]);
-    first.tars(&["store", "adopt", "one"]).expect(0);
+    first.tars(&["store", "adopt", "one"]).expect(0).says(&format!("it was of {HOST}"));
     first.backup(0);
+    // A name that has nothing there is not taken over: most likely it is the wrong one.
+    let third = Place::named("home-3", 1000).s3("one", &s3.endpoint(), "");
+    let third = third.extra("[tiers.away]\nstores = [\"one\"]\npath = \"weekly\"");
+    third.home.write_config();
+    let refused = third.tars(&["store", "adopt", "one"]).expect(1).says("nothing of home-3");
+    refused.says(&format!("backups of: {HOST}, home-2")).says("[agent] host");
+    assert_eq!(files(&s3.bucket().join("hosts")), [HOST, "home-2"]);
 }
 
 #[test]

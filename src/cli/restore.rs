@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use super::args::{Global, RestoreArgs, Roles};
 use super::places;
 use super::recover::lock;
-use super::session::{Failed, Session, load, load_optional};
+use super::session::{Failed, Session, has_no_config, load, load_optional};
 use crate::exit::{Exit, Signal};
 use crate::hint::Hint;
 use crate::host::Identity;
 use crate::journal::Sink;
 use crate::ops::World;
 use crate::ops::find::{self, Filter, FindError, Found, Wanted};
-use crate::ops::restore::{self, Chosen, Fetched, Request, Restore, RestoreError, RestoreOutcome};
+use crate::ops::restore::{
+    self, Chosen, Fetched, Request, Restore, RestoreError, RestoreOutcome, RestorePlan,
+};
 use crate::progress::{Event, Monitor, What};
+use crate::reach::OWN;
 use crate::render::{json, text};
 use crate::setup::Setup;
 use crate::staging::RunDir;
@@ -34,12 +37,14 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
             &named
         }
     };
-    let request = request(args)?;
+    let mut request = request(args)?;
     let elsewhere = request.to.is_some();
-    // Data can be written elsewhere by a machine that has no configuration; and the configuration itself comes first there.
-    let setup = match elsewhere || request.restore_config {
-        true => load_optional(global, &session.access)?,
-        false => Some(load(global, &session.access)?),
+    // Data can be written elsewhere by a machine that has no configuration; and the configuration itself comes first there,
+    // also under another name.
+    let setup = match (elsewhere, request.restore_config) {
+        (true, _) => load_optional(global, &session.access)?,
+        (false, true) if has_no_config(global) => None,
+        (false, _) => Some(load(global, &session.access)?),
     };
     session.opens_with(setup.as_ref(), &args.identity);
     if !args.yes && !args.dry_run && !elsewhere && !std::io::stdin().is_terminal() {
@@ -54,10 +59,12 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
         return bare::run(global, args, request, &session);
     }
     if !args.below.is_empty() {
-        let hint =
-            "put a source of type config_files there that names the files, or leave --below out".to_owned();
-        let text = "this machine has a configuration, and only the files that it names are put back";
-        return Err(Failed::text(Exit::Usage, text, Some(hint)));
+        // As when it was not there yet, which may have been a moment ago: a second time writes nothing that the first did not.
+        request.reach = Some(bare::reach(args, &request)?);
+        log::warn!(
+            "this machine has a configuration: of what it names, only what lies below the directories of --below and {OWN} \
+             is put back"
+        );
     }
     let owner = match &setup {
         // The safety copy says who made it.
@@ -101,8 +108,7 @@ pub fn run(global: &Global, args: &RestoreArgs, sink: Sink) -> Result<Exit, Fail
             let printed =
                 if global.json { json::print(&plan) } else { text::print(&text::restore_plan(&plan)) };
             printed.map_err(Failed::output)?;
-            let ready = plan.lines.iter().all(|l| l.problem.is_none());
-            Ok(if ready { Exit::Ok } else { Exit::Partial })
+            Ok(planned(&plan))
         }
         _ => {
             let dir = RunDir::temporary().map_err(|e| session.failed(Exit::Failed, &e))?;
@@ -135,6 +141,15 @@ fn by_instance(args: &RestoreArgs, instance: &str, setup: &Setup) -> RestoreArgs
     let latest = backup == "latest";
     let backup = (!latest).then(|| backup.to_owned());
     RestoreArgs { backup, latest, component: components, unit_instance: None, ..args.clone() }
+}
+
+/// What the restore itself would end with, as far as a plan can know.
+fn planned(plan: &RestorePlan) -> Exit {
+    match (plan.lines.iter().all(|l| l.problem.is_none()), plan.does_something()) {
+        (true, _) => Exit::Ok,
+        (false, true) => Exit::Partial,
+        (false, false) => Exit::Failed,
+    }
 }
 
 fn request(args: &RestoreArgs) -> Result<Request, Failed> {

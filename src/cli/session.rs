@@ -226,6 +226,17 @@ pub fn load_optional(global: &Global, access: &Access) -> Result<Option<Setup>, 
     load(global, access).map(Some)
 }
 
+/// Where the configuration is looked for.
+pub fn config_path(global: &Global) -> PathBuf {
+    let path = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Whether there is none, also under the name that was given: what cannot be looked at may be one.
+pub fn has_no_config(global: &Global) -> bool {
+    matches!(config_path(global).try_exists(), Ok(false))
+}
+
 fn read_files(path: &Path) -> Result<Vec<(PathBuf, String)>, Failed> {
     let mut paths = vec![path.to_owned()];
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).join("conf.d");

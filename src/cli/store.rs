@@ -12,10 +12,11 @@ use super::session::{Failed, Session, load};
 use crate::archive::layout::store_guide;
 use crate::exit::Exit;
 use crate::host::Identity;
+use crate::id::show_name;
 use crate::journal::Sink;
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
-use crate::store::{self, Claim, StoreError};
+use crate::store::{self, Claim, Owner, StoreError};
 
 pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed> {
     let session = Session::start(global, sink)?;
@@ -41,11 +42,15 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
     let _locked = lock(&session, &setup.agent, verb, Duration::ZERO)?;
     let claim = |how| store::claim(chosen, &owner, how, Timestamp::now(), store_guide(), &session.cancel);
     let (outcome, done) = match &args.action {
-        StoreAction::Init { .. } => (claim(Claim::Init), "is initialised"),
-        StoreAction::Adopt { .. } => (claim(Claim::Adopt), "belongs to this machine now"),
+        StoreAction::Init { .. } => (claim(Claim::Init).map(|_| ()), "is initialised".to_owned()),
+        StoreAction::Adopt { .. } => match claim(Claim::Adopt) {
+            Ok(was) => (Ok(()), belongs(&owner, was.as_ref())),
+            Err(e) => (Err(e), String::new()),
+        },
         StoreAction::Check { .. } => {
             let nonce = std::process::id().to_string();
-            (store::prove(chosen, &owner, &nonce, &session.cancel), "takes, keeps and gives back data")
+            let proved = store::prove(chosen, &owner, &nonce, &session.cancel);
+            (proved, "takes, keeps and gives back data".to_owned())
         }
     };
     let made = outcome.is_ok() && !matches!(args.action, StoreAction::Check { .. });
@@ -87,4 +92,14 @@ pub fn run(global: &Global, args: &StoreArgs, sink: Sink) -> Result<Exit, Failed
     };
     printed.map_err(Failed::output)?;
     Ok(Exit::Ok)
+}
+
+/// In words: whose a store is now, and whose it was.
+fn belongs(now: &Owner, was: Option<&Owner>) -> String {
+    match was {
+        Some(was) if was.machine_id == now.machine_id => "belonged to this machine before".to_owned(),
+        // A name is somebody else's text.
+        Some(was) => format!("belongs to this machine now; it was of {}", show_name(was.host.as_bytes())),
+        None => "belongs to this machine now".to_owned(),
+    }
 }

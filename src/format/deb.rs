@@ -1,6 +1,8 @@
 //! Is this a Debian package, and a whole one? What could go wrong: half a download, or something else under that name, which
 //! is found out on the day when nothing else is left. So every member of the archive (ar) must be there to its last byte.
 
+use std::cmp::Ordering;
+
 const MAGIC: &[u8] = b"!<arch>\n";
 /// Length of the header of a member.
 const HEADER: usize = 60;
@@ -37,6 +39,39 @@ impl<'a> DebName<'a> {
         let good = of(package, b"+-.") && of(version, b"+-.~") && of(architecture, b"-");
         (good && file.len() <= 200).then_some(Self { package, version, architecture })
     }
+}
+
+/// Which of two versions without an epoch, which no file name has, is newer: as dpkg orders them.
+pub fn compare_versions(a: &str, b: &str) -> Ordering {
+    let parts = |version| str::rsplit_once(version, '-').unwrap_or((version, ""));
+    let ((a, revision_a), (b, revision_b)) = (parts(a), parts(b));
+    compare_part(a, b).then_with(|| compare_part(revision_a, revision_b))
+}
+
+/// In turn what is no digit, character by character, and a number. `~` is before the end, letters are before the rest.
+fn compare_part(mut a: &str, mut b: &str) -> Ordering {
+    let rank = |c: u8| match c {
+        b'~' => -1,
+        c if c.is_ascii_alphabetic() => i32::from(c),
+        c => i32::from(c) + 256,
+    };
+    let take = |text: &mut &str, digits: bool| {
+        let end = text.find(|c: char| c.is_ascii_digit() != digits).unwrap_or(text.len());
+        let (taken, rest) = text.split_at(end);
+        *text = rest;
+        taken.to_owned()
+    };
+    while !a.is_empty() || !b.is_empty() {
+        let ranks = |word: String| word.bytes().map(rank).chain([0]).collect::<Vec<i32>>();
+        let words = ranks(take(&mut a, false)).cmp(&ranks(take(&mut b, false)));
+        let number = |text: String| text.trim_start_matches('0').to_owned();
+        let (x, y) = (number(take(&mut a, true)), number(take(&mut b, true)));
+        let order = words.then(x.len().cmp(&y.len())).then(x.cmp(&y));
+        if order != Ordering::Equal {
+            return order;
+        }
+    }
+    Ordering::Equal
 }
 
 /// Whether `bytes` are a Debian package, all of it.
@@ -112,6 +147,30 @@ pub(crate) mod tests {
         let mut odd = package();
         odd[8 + 58] = b'x';
         assert_eq!(check(&odd), Err(DebError::Cut { at: 8 }));
+    }
+
+    #[test]
+    fn versions_are_ordered_as_dpkg_orders_them() {
+        let ordered = [
+            "0.1.0~rc1-1",
+            "0.1.0~rc2-1",
+            "0.1.0-1",
+            "0.1.0-1+b1",
+            "0.1.0-2",
+            "0.1.0-10",
+            "0.1.0a-1",
+            "0.1.0+git-1",
+            "0.2.0-1~bpo12+1",
+            "0.2.0-1",
+            "0.10.0",
+            "1.0",
+        ];
+        for (n, a) in ordered.iter().enumerate() {
+            for (m, b) in ordered.iter().enumerate() {
+                assert_eq!(compare_versions(a, b), n.cmp(&m), "{a} {b}");
+            }
+        }
+        assert_eq!(compare_versions("1.01-0", "1.1"), Ordering::Equal);
     }
 
     #[test]

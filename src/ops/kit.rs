@@ -1,6 +1,9 @@
 //! All that a new machine needs to get the backups back, gathered for paper. What could go wrong: the secrets in it are seen
 //! on the way; so they are read here, kept in a value that nothing prints by chance, and told to the vault, which keeps them
-//! out of every line. And a kit that lacks something on the day: what could not be read here is named in it.
+//! out of every line. And a kit that lacks something on the day: what could not be read here is named in it, and so is what
+//! will not come back by itself.
+
+mod stacks;
 
 use std::path::{Path, PathBuf};
 
@@ -8,20 +11,24 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::World;
-use super::find::{self, Filter, FindError};
 use crate::cancel::Interrupted;
-use crate::catalog::Entry;
+use crate::config::{Components, Tier};
 use crate::docker::compose::{self, Stack};
+use crate::format::deb::{DebName, compare_versions};
 use crate::hint::{Hint, chain};
 use crate::keyring::KeyError;
-use crate::reach;
+use crate::keys::Identities;
+use crate::reach::{self, OWN, Outside, Reach, is_our_credential};
 use crate::secret::SecretRef;
 use crate::setup::Setup;
-use crate::store::{self, Key, Store, StoreError};
+use crate::store::{self, Kept, Key, Store, StoreError};
 use crate::vault::SecretError;
 
 /// A file that must lie at the same path on another machine is no longer than this.
 const MOST_BYTES: u64 = 1 << 20;
+
+/// The package of this program, as its files begin.
+const PACKAGE: &str = "tars-backup";
 
 /// A value that only the paper shows.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,6 +51,9 @@ pub struct Kit {
     pub host: String,
     pub made: Timestamp,
     pub version: &'static str,
+    /// Where the configuration lies, where that must be said to every command.
+    pub config: Option<PathBuf>,
+    /// The first one is that of the commands.
     pub stores: Vec<KitStore>,
     pub recipients: Vec<String>,
     /// Private keys, as their files are.
@@ -54,6 +64,8 @@ pub struct Kit {
     pub components: Vec<String>,
     /// Directories of the stack, to be named when its files are put back.
     pub below: Vec<PathBuf>,
+    /// What a machine without a configuration does not get back, because it belongs to the system.
+    pub by_hand: Vec<String>,
     /// The stacks whose data is in the backups.
     pub stacks: Vec<Stack>,
     /// What this machine has to make containers from them: `docker compose` or `docker-compose`.
@@ -69,6 +81,10 @@ pub struct KitStore {
     pub name: String,
     pub location: String,
     pub offsite: bool,
+    /// Those that bring backups there.
+    pub tiers: Vec<String>,
+    /// Whether the configuration is among them.
+    pub has_configuration: bool,
     /// What `--from` takes.
     pub url: String,
     pub facts: Vec<(&'static str, String)>,
@@ -77,21 +93,37 @@ pub struct KitStore {
     pub files: Vec<KitFile>,
     /// Where its root is seen by https, and the region that a request is signed for.
     pub web: Option<(String, String)>,
+    /// What has to be mounted before it is there.
+    pub mount: Option<KitMount>,
     /// Packages of tars-backup that lie there.
     pub packages: Vec<KitPackage>,
     pub notes: Vec<String>,
 }
 
-/// A file that the URL names: certificates, host keys.
+/// A file that the store cannot do without: certificates, host keys, settings.
 #[derive(Debug, Serialize)]
 pub struct KitFile {
+    /// As the configuration calls it.
+    pub what: &'static str,
     pub path: PathBuf,
     pub text: String,
 }
 
 #[derive(Debug, Serialize)]
+pub struct KitMount {
+    pub source: String,
+    pub point: PathBuf,
+    pub kind: String,
+    pub options: Vec<String>,
+    /// It lies on another machine.
+    pub network: bool,
+}
+
+#[derive(Debug, Serialize)]
 pub struct KitPackage {
     pub file: String,
+    pub architecture: String,
+    pub version: String,
     pub sha256: Option<String>,
 }
 
@@ -105,6 +137,8 @@ pub enum KitError {
     NoUrl(String),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error("the private keys would not read back from paper as they are")]
+    NotPrintable,
 }
 
 impl Hint for KitError {
@@ -112,16 +146,19 @@ impl Hint for KitError {
         match self {
             Self::Key(e) => e.hint(),
             Self::NoStore(_) => Some("see which there are: tars-backup config show".into()),
+            Self::NotPrintable => {
+                Some("name one file with --identity, and print another kit for the next".into())
+            }
             Self::Interrupted(_) | Self::NoUrl(_) => None,
         }
     }
 }
 
-/// `only`: the store that was asked for. `given`: files of private keys to be printed, too.
+/// `only`: the store that was asked for. `config`: where the configuration lies, if that is not where it is looked for.
 pub fn gather(
     setup: &Setup,
     only: Option<&str>,
-    given: &[PathBuf],
+    config: Option<&Path>,
     world: &World<'_>,
 ) -> Result<Kit, KitError> {
     if let Some(name) = only.filter(|name| setup.store(name).is_none()) {
@@ -130,14 +167,13 @@ pub fn gather(
     let (mut missing, mut advice) = (Vec::new(), Vec::new());
     let mut stores = Vec::new();
     for store in setup.stores.iter().filter(|s| only.is_none_or(|name| s.name() == name)) {
-        match one(store.as_ref(), world, &mut missing)? {
+        match one(store.as_ref(), setup, world, &mut missing)? {
             Some(store) => stores.push(store),
             None if only.is_some() => return Err(KitError::NoUrl(store.name().to_owned())),
             None => {}
         }
     }
-    // What is at hand when the house is gone comes first.
-    stores.sort_by_key(|s: &KitStore| !s.offsite);
+    stores.sort_by_key(place_of);
     if !stores.iter().any(|s| !s.packages.is_empty()) {
         advice.push(
             "no store keeps the package of tars-backup: tars-backup store init STORE --with-package FILE"
@@ -145,7 +181,7 @@ pub fn gather(
         );
     }
     let recipients: Vec<String> = setup.encryption.recipients.texts().map(str::to_owned).collect();
-    let identities = identities(setup, given, world, &mut missing)?;
+    let identities = identities(&recipients, world, &mut missing)?;
     if recipients.is_empty() {
         advice.push(
             "the secrets of the stack are in no backup, as [encryption] names no recipient: keep the configuration elsewhere, too"
@@ -158,11 +194,30 @@ pub fn gather(
         .secret_refs
         .iter()
         .filter_map(|r| if let SecretRef::File(p) = r { Some(p.as_path()) } else { None });
-    let below = reach::dirs_of(files.iter().copied().chain(secrets));
+    let below = reach::dirs_of(files.iter().copied().chain(secrets.clone()));
+    let credentials = setup
+        .secret_refs
+        .iter()
+        .filter_map(|r| if let SecretRef::Credential(name) = r { Some(name.as_str()) } else { None });
+    let by_hand = by_hand(files.iter().copied().chain(secrets), credentials);
+    if !by_hand.is_empty() {
+        advice.push(format!(
+            "these belong to the system and do not come back by themselves: {}: put them back by hand, from \
+             config/originals.tar.age of the backup (docs/sealing.md, Open by hand)",
+            by_hand.join(", ")
+        ));
+    }
+    if let Some(path) = config.filter(|path| Reach::default().judge(path).is_err()) {
+        missing.push(format!(
+            "the configuration lies at {} and cannot come back by itself: move it below {OWN}, and print the kit again",
+            path.display()
+        ));
+    }
     Ok(Kit {
         host: setup.host.clone(),
         made: (world.now)(),
         version: env!("CARGO_PKG_VERSION"),
+        config: config.map(Path::to_owned),
         stores,
         recipients,
         identities,
@@ -174,15 +229,67 @@ pub fn gather(
             .map(|s| s.name.to_string())
             .collect(),
         below,
-        stacks: stacks(setup, only, &files, world)?,
+        by_hand,
+        stacks: stacks::of(setup, only, &files, world)?,
         compose_program: compose::program(),
         missing,
         advice,
     })
 }
 
+/// What a bare machine refuses to write, whatever is named to it: files, and credentials that systemd itself acts on.
+fn by_hand<'a>(
+    paths: impl Iterator<Item = &'a Path>,
+    credentials: impl Iterator<Item = &'a str>,
+) -> Vec<String> {
+    let none = Reach::default();
+    let of_system = |path: &&Path| none.judge(path) == Err(Outside::System);
+    let mut all: Vec<String> = paths.filter(of_system).map(|path| path.display().to_string()).collect();
+    all.extend(credentials.filter(|name| !is_our_credential(name)).map(|name| format!("credential {name}")));
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// First comes what has backups, and of that what has the configuration, and of that what is at hand when the house is
+/// gone.
+fn place_of(store: &KitStore) -> (bool, bool, bool) {
+    (store.tiers.is_empty(), !store.has_configuration, !store.offsite)
+}
+
+/// Whether backups of a tier have the configuration; one that is copied has what the other tier has.
+fn has_configuration(setup: &Setup, tier: &Tier) -> bool {
+    let from = tier.promote_from.as_deref().and_then(|name| setup.tier(name)).unwrap_or(tier);
+    setup.sources.iter().filter(|s| s.source.is_configuration()).any(|s| match &from.components {
+        Components::Default => s.on_by_default,
+        Components::All => true,
+        Components::These(names) => names.iter().any(|name| *name == s.name.as_str()),
+    })
+}
+
+/// The newest package of this program for each architecture.
+fn newest(kept: Vec<Kept>) -> Vec<KitPackage> {
+    let mut all: Vec<KitPackage> = Vec::new();
+    let of = |file: &str| {
+        let name = DebName::parse(file).filter(|name| name.package == PACKAGE)?;
+        Some((name.architecture.to_owned(), name.version.to_owned()))
+    };
+    for package in kept {
+        let Some((architecture, version)) = of(&package.file) else { continue };
+        let this = KitPackage { architecture, version, file: package.file, sha256: package.sha256 };
+        match all.iter_mut().find(|known| known.architecture == this.architecture) {
+            Some(known) if compare_versions(&known.version, &this.version).is_lt() => *known = this,
+            Some(_) => {}
+            None => all.push(this),
+        }
+    }
+    all.sort_by(|a, b| a.architecture.cmp(&b.architecture));
+    all
+}
+
 fn one(
     store: &dyn Store,
+    setup: &Setup,
     world: &World<'_>,
     missing: &mut Vec<String>,
 ) -> Result<Option<KitStore>, Interrupted> {
@@ -200,33 +307,47 @@ fn one(
         }
     }
     let mut files = Vec::new();
-    for path in &kit.files {
+    for (what, path) in &kit.files {
         let long = std::fs::metadata(path).is_ok_and(|m| m.len() > MOST_BYTES);
         match std::fs::read_to_string(path) {
-            Ok(text) if !long => files.push(KitFile { path: path.clone(), text }),
+            Ok(text) if !long => files.push(KitFile { what, path: path.clone(), text }),
             Ok(_) => lacks(format!("{} is too long for paper: keep it, too", path.display())),
             Err(e) => lacks(format!("{} could not be read here ({e}): keep it, too", path.display())),
         }
     }
     let packages = match store.reach(world.cancel).and_then(|()| store::kept(store, world.cancel)) {
-        Ok(kept) => kept.into_iter().map(|k| KitPackage { file: k.file, sha256: k.sha256 }).collect(),
+        Ok(kept) => newest(kept),
         Err(StoreError::Interrupted(i)) => return Err(i),
         Err(e) => {
             lacks(format!("it could not be asked for the package of tars-backup ({})", chain(&e)));
             Vec::new()
         }
     };
+    let used: Vec<&Tier> = setup.tiers.iter().filter(|t| t.stores.iter().any(|s| s == name)).collect();
+    let mut notes = kit.notes;
+    if used.is_empty() {
+        notes.push("no tier uses it: it may have no backups, and no command below takes one from it".into());
+    }
     Ok(Some(KitStore {
         name: name.to_owned(),
         location: store.location(),
         offsite: store.is_offsite(),
+        tiers: used.iter().map(|t| t.name.to_string()).collect(),
+        has_configuration: used.iter().any(|t| has_configuration(setup, t)),
         url: kit.url,
         facts: kit.facts,
         keys,
         files,
         web: kit.web,
+        mount: kit.mount.map(|m| KitMount {
+            network: m.is_network(),
+            source: m.source,
+            point: m.point,
+            kind: m.kind,
+            options: m.options,
+        }),
         packages,
-        notes: kit.notes,
+        notes,
     }))
 }
 
@@ -236,110 +357,90 @@ fn read(label: &str, key: &Key, world: &World<'_>) -> Result<String, SecretError
     Ok(if label == "ssh_key" { format!("{value}\n") } else { value })
 }
 
+/// What the keyring has read: its files may be pipes, which say nothing a second time.
 fn identities(
-    setup: &Setup,
-    given: &[PathBuf],
+    recipients: &[String],
     world: &World<'_>,
     missing: &mut Vec<String>,
 ) -> Result<Vec<Secret>, KitError> {
-    // What is no identity is refused here, and its lines are known to the vault from now on.
-    let found = world.keyring.identities(world.vault)?;
-    let mut all = Vec::new();
-    for path in given {
-        match std::fs::read_to_string(path) {
-            Ok(text) => all.push(Secret(text)),
-            Err(e) => missing.push(format!("{} cannot be read twice ({e}): name a file", path.display())),
-        }
-    }
-    if let (Some(_), true, Some(reference)) = (&found, given.is_empty(), &setup.encryption.identity)
-        && let Ok(text) = world.vault.read(reference)
-    {
-        all.push(Secret(format!("{text}\n")));
-    }
     // None is no lack: on a host that is backed up it has no place.
-    Ok(all)
+    let Some(found) = world.keyring.identities(world.vault)? else { return Ok(Vec::new()) };
+    let texts: Vec<Secret> = found.texts().map(|text| Secret(text.to_owned())).collect();
+    let read_back = Identities::parse(&identity_file(&texts));
+    if !read_back.is_ok_and(|again| again.recipients().eq(found.recipients())) {
+        return Err(KitError::NotPrintable);
+    }
+    let opens = |key: &str| recipients.iter().any(|r| r == key);
+    if !recipients.is_empty() && !found.recipients().any(opens) {
+        missing.push(format!(
+            "no private key that is printed here opens what is sealed from now on, for {}: name the one that does with \
+             --identity FILE",
+            recipients.join(", ")
+        ));
+    }
+    Ok(texts)
 }
 
-/// As their containers said when the newest backup was made; where none did, by the names of the files of the
-/// configuration.
-fn stacks(
-    setup: &Setup,
-    only: Option<&str>,
-    files: &[&Path],
-    world: &World<'_>,
-) -> Result<Vec<Stack>, KitError> {
-    let filter = Filter { store: only.map(str::to_owned), ..Filter::default() };
-    // That a store cannot be looked at is told where it is asked for the package.
-    let found = match find::all(setup, &filter, world.cancel) {
-        Ok((found, _)) => found,
-        Err(FindError::Store(StoreError::Interrupted(i))) => return Err(i.into()),
-        Err(_) => Vec::new(),
-    };
-    let mut stacks = found.iter().rev().map(|f| noted(&f.entry)).find(|s| !s.is_empty()).unwrap_or_default();
-    if stacks.is_empty() {
-        let project = &setup.docker.project;
-        stacks = compose_files(files)
-            .into_iter()
-            .map(|files| Stack { project: project.clone(), files, ..Stack::default() })
-            .collect();
-    }
-    for stack in &mut stacks {
-        stack.environment = environment(stack, files);
-    }
-    Ok(stacks)
-}
-
-fn noted(entry: &Entry) -> Vec<Stack> {
-    let mut all = Vec::new();
-    for stack in entry.manifest.iter().flat_map(|m| m.details.values()).filter_map(Stack::noted) {
-        if !all.contains(&stack) {
-            all.push(stack);
-        }
-    }
-    all
-}
-
-/// Without the file of variables, passwords would be empty. Compose reads `.env` by itself; another one has to be named,
-/// and version 1 did not note which. One too many only tells names that nobody asks for.
-fn environment(stack: &Stack, files: &[&Path]) -> Vec<PathBuf> {
-    let dir = stack.directory.as_deref().or_else(|| stack.files.first()?.parent());
-    let beside: Vec<&Path> = files.iter().copied().filter(|f| f.parent() == dir).collect();
-    if !stack.environment.is_empty() || beside.iter().any(|f| f.ends_with(".env")) {
-        return stack.environment.clone();
-    }
-    beside.into_iter().filter(|f| f.extension().is_some_and(|e| e == "env")).map(Path::to_owned).collect()
-}
-
-/// Compose files by directory, `docker-compose.yml` before `docker-compose.override.yml`.
-fn compose_files(files: &[&Path]) -> Vec<Vec<PathBuf>> {
-    let is_compose = |p: &&&Path| {
-        let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let yaml = name.ends_with(".yml") || name.ends_with(".yaml");
-        yaml && (name.starts_with("compose.") || name.starts_with("docker-compose"))
-    };
-    let mut dirs: Vec<Vec<PathBuf>> = Vec::new();
-    for path in files.iter().filter(is_compose) {
-        match dirs.iter_mut().find(|d| d.first().and_then(|p| p.parent()) == path.parent()) {
-            Some(dir) => dir.push(path.to_path_buf()),
-            None => dirs.push(vec![path.to_path_buf()]),
-        }
-    }
-    dirs
+/// Private keys as one file.
+pub fn identity_file(texts: &[Secret]) -> String {
+    texts.iter().map(|text| format!("{}\n", text.0.trim_end_matches('\n'))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn store(name: &str, tiers: &[&str], has_configuration: bool, offsite: bool) -> KitStore {
+        KitStore {
+            name: name.into(),
+            location: String::new(),
+            offsite,
+            tiers: tiers.iter().map(|t| (*t).to_owned()).collect(),
+            has_configuration,
+            url: String::new(),
+            facts: Vec::new(),
+            keys: Vec::new(),
+            files: Vec::new(),
+            web: None,
+            mount: None,
+            packages: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
     #[test]
-    fn the_file_of_variables_is_named_unless_compose_finds_it() {
-        let path = Path::new;
-        let files = [path("/a/docker-compose.home.yml"), path("/a/tars-home.env"), path("/b/x.env")];
-        let of = |files: &[&Path]| {
-            let stack = Stack { files: vec!["/a/docker-compose.home.yml".into()], ..Stack::default() };
-            environment(&stack, files)
-        };
-        assert_eq!(of(&files), [path("/a/tars-home.env")]);
-        assert_eq!(of(&[&files[..], &[path("/a/.env")]].concat()), [""; 0].map(PathBuf::from));
+    fn the_farthest_store_that_has_the_configuration_comes_first() {
+        let mut stores = [
+            store("unused", &[], false, true),
+            store("nas", &["hot"], true, false),
+            store("data", &["logs"], false, true),
+            store("bucket", &["cold"], true, true),
+        ];
+        stores.sort_by_key(place_of);
+        let names: Vec<&str> = stores.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["bucket", "nas", "data", "unused"]);
+    }
+
+    #[test]
+    fn of_each_architecture_the_newest_package_of_this_program_is_named() {
+        let kept = |file: &str| Kept { file: file.into(), sha256: None };
+        let files = [
+            "age_1.1.1-1_amd64.deb",
+            "tars-backup_0.10.0-1_amd64.deb",
+            "tars-backup_0.9.0-1_amd64.deb",
+            "tars-backup_0.9.0-1_arm64.deb",
+            "zfs_2_amd64.deb",
+        ];
+        let found = newest(files.iter().map(|f| kept(f)).collect());
+        let found: Vec<&str> = found.iter().map(|p| p.file.as_str()).collect();
+        assert_eq!(found, ["tars-backup_0.10.0-1_amd64.deb", "tars-backup_0.9.0-1_arm64.deb"]);
+    }
+
+    #[test]
+    fn what_is_of_the_system_is_put_back_by_hand() {
+        let paths =
+            ["/opt/stack/.env", "/etc/docker/daemon.json", "/root/.ssh/id", "/etc/tars-backup/ca.pem"];
+        let found = by_hand(paths.iter().map(Path::new), ["b2-key", "tmpfiles.extra"].into_iter());
+        assert_eq!(found, ["/etc/docker/daemon.json", "/root/.ssh/id", "credential tmpfiles.extra"]);
     }
 }

@@ -312,9 +312,14 @@ impl RestoreOutcome {
         }
     }
 
+    /// Whether nothing was changed, and nothing is left.
+    pub fn is_as_before(&self) -> bool {
+        self.left_held.is_empty() && self.components.iter().all(ComponentOutcome::is_as_before)
+    }
+
     /// What an interrupt leaves to be told: an error only where nothing was changed and nothing is left.
     fn interrupted(mut self, chosen: &[Chosen<'_>], i: Interrupted) -> Result<Self, RestoreError> {
-        if self.left_held.is_empty() && self.components.iter().all(|c| c.is_as_before()) {
+        if self.is_as_before() {
             return Err(i.into());
         }
         for c in &chosen[self.components.len()..] {
@@ -619,6 +624,11 @@ impl<'a> Restore<'a> {
         }
     }
 
+    /// Whether nothing of it is left to be undone or finished.
+    pub fn is_settled(&self) -> bool {
+        self.holds.journal().pending().is_ok_and(|p| p.is_empty())
+    }
+
     /// Whether the journal has a change of its live data that is neither taken back nor good.
     fn is_undecided(&self, component: &str) -> bool {
         let is_it = |p: Pending| p.changes.iter().any(|c| c.component == component && !c.committed);
@@ -822,4 +832,31 @@ pub fn write_to(
 pub fn nearest_first(mut copies: Vec<Found<'_>>) -> Vec<Found<'_>> {
     copies.sort_by_key(|f| f.store().local_root().is_none());
     copies
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_as_it_is_after_a_failure_is_not_as_before() {
+        let outcome = |fates: &[Fate], left: &[&str]| RestoreOutcome {
+            backup: "b".into(),
+            components: fates.iter().map(|fate| ComponentOutcome::of("c", *fate)).collect(),
+            safety_copy: None,
+            left_held: left.iter().map(|l| (*l).to_owned()).collect(),
+            unhealthy: Vec::new(),
+            warnings: Vec::new(),
+            interrupted: false,
+            duration_ms: 0,
+        };
+        let nothing = [Fate::RolledBack, Fate::NotRestored, Fate::LeftAlone];
+        assert!(outcome(&nothing, &[]).is_as_before());
+        assert!(!outcome(&nothing, &["a container"]).is_as_before());
+        for changed in [Fate::Kept, Fate::Restored, Fate::Referenced] {
+            assert!(!outcome(&[Fate::RolledBack, changed], &[]).is_as_before(), "{changed:?}");
+        }
+        // Such an outcome restored nothing, and the new configuration is live.
+        assert_eq!(outcome(&[Fate::Kept], &[]).restored(), 0);
+    }
 }

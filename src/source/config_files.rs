@@ -252,7 +252,9 @@ pub enum OwnConfig {
     None,
     /// They cannot be opened: why, and what to do.
     Closed(String, Option<String>),
-    /// The files, in the order in which they override each other; none when it is not among them.
+    /// It is not among them; these may be it, under another name.
+    Elsewhere(Vec<PathBuf>),
+    /// The files, in the order in which they override each other.
     Files(Vec<(PathBuf, String)>),
 }
 
@@ -271,10 +273,14 @@ pub fn own_config(
     };
     let beside = config.parent().unwrap_or(Path::new("/")).join("conf.d");
     let mut files: Vec<(PathBuf, String)> = Vec::new();
+    let mut others = Vec::new();
     for file in &found {
         let path = Path::new("/").join(std::ffi::OsStr::from_bytes(&file.name));
-        let more = path.parent() == Some(&beside) && path.extension().is_some_and(|x| x == "toml");
+        let is_toml = path.extension().is_some_and(|x| x == "toml");
+        let more = path.parent() == Some(&beside) && is_toml;
         if path != config && !more {
+            let is_more = path.parent().is_some_and(|dir| dir.ends_with("conf.d"));
+            others.extend((is_toml && !is_more).then_some(path));
             continue;
         }
         let text = String::from_utf8(file.bytes.clone()).map_err(|_| {
@@ -288,10 +294,10 @@ pub fn own_config(
     }
     // The file itself first, the others by name.
     files.sort_by_key(|(path, _)| (path != config, path.clone()));
-    if files.first().is_none_or(|(path, _)| path != config) {
-        files.clear();
-    }
-    Ok(OwnConfig::Files(files))
+    Ok(match files.first() {
+        Some((path, _)) if path == config => OwnConfig::Files(files),
+        _ => OwnConfig::Elsewhere(others),
+    })
 }
 
 fn read_file(path: &Path) -> io::Result<Original> {

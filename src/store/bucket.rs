@@ -12,7 +12,7 @@ use opendal::{HttpTransporter, OperationContext, Operator};
 use super::credentials::Key;
 use super::fault::clean;
 use super::http::{self, Transport};
-use super::kit::{Kit, in_path, in_value};
+use super::kit::{CA, Kit, in_path, in_value};
 use super::pace::Pace;
 use super::remote::Remote;
 use super::{Access, Refusal, StoreError};
@@ -206,8 +206,9 @@ impl Bucket {
             url: format!("{}://{}{path}?{}", self.kind, self.bucket, query.join("&")),
             facts,
             keys,
-            files: self.ca.iter().cloned().collect(),
+            files: self.ca.iter().map(|ca| (CA, ca.clone())).collect(),
             web: Some((format!("{}{path}", self.web()), self.region.clone())),
+            mount: None,
             notes: self.session_token.as_ref().map(|_| passing).into_iter().collect(),
         }
     }

@@ -220,10 +220,13 @@ impl Store for FsStore {
     fn kit(&self) -> Option<Kit> {
         let root = self.root.to_str()?;
         let mounted = "a disk of its own or another machine's: it must be mounted there first".to_owned();
+        // As the kernel knows it: no disk has to answer for that.
+        let mount = mounts::Table::read().ok().and_then(|table| table.disk(&self.root).cloned());
         Some(Kit {
             url: format!("file://{}", in_path(root)),
             facts: vec![("directory", root.to_owned())],
-            notes: self.require_mount.then_some(mounted).into_iter().collect(),
+            notes: (self.require_mount && mount.is_none()).then_some(mounted).into_iter().collect(),
+            mount,
             ..Kit::default()
         })
     }

@@ -5,6 +5,12 @@
 use std::path::PathBuf;
 
 use super::credentials::Key;
+use crate::mounts::Mounted;
+
+/// What a file of a store is for, in the words of the configuration.
+pub const CA: &str = "ca";
+pub const KNOWN_HOSTS: &str = "known_hosts";
+pub const SSH_CONFIG: &str = "ssh_config";
 
 /// Where a store is, and with what it opens: references to its keys, not the keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,10 +21,12 @@ pub struct Kit {
     pub facts: Vec<(&'static str, String)>,
     /// By the names that a file of `--credentials` gives them.
     pub keys: Vec<(&'static str, Key)>,
-    /// Files that the URL names: they must lie there on another machine, too.
-    pub files: Vec<PathBuf>,
+    /// Files that the URL or the configuration names, and what each is for: they must lie there on another machine, too.
+    pub files: Vec<(&'static str, PathBuf)>,
     /// Where its root is seen by any program that speaks https, and the region that a request is signed for.
     pub web: Option<(String, String)>,
+    /// What has to be mounted first, where its directory lies on a disk of its own.
+    pub mount: Option<Mounted>,
     /// What the URL cannot say.
     pub notes: Vec<String>,
 }

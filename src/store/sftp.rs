@@ -20,7 +20,7 @@ use self::packet::{Attributes, Fields, Reply, Status};
 use self::session::{Identity, Route, SYNC, Session, no_sftp};
 use super::credentials::Key;
 use super::fault::{Fault, Kind, Stop, unless};
-use super::kit::{Kit, in_path, in_user, in_value};
+use super::kit::{KNOWN_HOSTS, Kit, SSH_CONFIG, in_path, in_user, in_value};
 use super::pace::{Pace, Paced};
 use super::{Access, Object, Put, Refusal, Store, StoreError, TEMP, is_leftover};
 use crate::cancel::Cancel;
@@ -632,12 +632,14 @@ impl Store for Sftp {
                 .as_ref()
                 .map(|p| format!("a URL takes no settings of ssh, and {} has some", p.display())),
         );
+        let files = [(KNOWN_HOSTS, known_hosts), (SSH_CONFIG, ssh_config)];
         Some(Kit {
             url: format!("sftp://{at}{}{behind}{}{query}", in_value(host), in_path(&path)),
             facts,
             keys: self.key.iter().map(|k| ("ssh_key", Key::Reference(k.clone()))).collect(),
-            files: known_hosts.iter().cloned().collect(),
+            files: files.into_iter().filter_map(|(what, path)| Some((what, path.clone()?))).collect(),
             web: None,
+            mount: None,
             notes,
         })
     }

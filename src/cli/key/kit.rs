@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{cannot_write, write_new};
 use crate::cli::args::Global;
-use crate::cli::session::{Failed, Session, load};
+use crate::cli::session::{DEFAULT_CONFIG, Failed, Session, config_path, load};
 use crate::exit::Exit;
 use crate::journal::Sink;
 use crate::ops::kit::{self, KitError};
@@ -32,7 +32,10 @@ pub fn run(
         ));
     }
     let owner = session.reader(Some(&setup))?;
-    let kit = kit::gather(&setup, store, identity, &session.world(&owner)).map_err(|e| match e {
+    // What lies at its usual place need not be named.
+    let config = Some(config_path(global)).filter(|path| path != Path::new(DEFAULT_CONFIG));
+    let world = session.world(&owner);
+    let kit = kit::gather(&setup, store, config.as_deref(), &world).map_err(|e| match e {
         KitError::Interrupted(i) => session.interrupted(i),
         KitError::NoStore(_) | KitError::NoUrl(_) => session.failed(Exit::Usage, &e),
         e => session.failed(Exit::Failed, &e),

@@ -7,29 +7,36 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{choose, confirm, failed, fetch, finish, prepare};
+use super::{choose, confirm, failed, fetch, finish, planned, prepare};
 use crate::cli::args::{Global, RestoreArgs};
 use crate::cli::recover::lock;
-use crate::cli::session::{DEFAULT_CONFIG, Failed, Session, machine, places_alone};
+use crate::cli::session::{Failed, Session, config_path, has_no_config, machine, places_alone};
 use crate::exit::Exit;
 use crate::held_host::HeldHost;
-use crate::ops::restore::{self, Request, RestoreError};
+use crate::ops::restore::{self, Request, RestoreError, RestoreOutcome};
 use crate::progress::{Event, Monitor, What};
 use crate::reach::{OWN, Reach};
 use crate::render::{json, text};
 use crate::staging::{RunDir, make_private};
 
-pub fn run(global: &Global, args: &RestoreArgs, request: Request, session: &Session) -> Result<Exit, Failed> {
-    let reach = Reach::new(&args.below, request.allow_partial).map_err(|bad| {
+/// Where files may be put, in a person's words.
+pub fn reach(args: &RestoreArgs, request: &Request) -> Result<Reach, Failed> {
+    Reach::new(&args.below, request.allow_partial).map_err(|bad| {
         let hint = "name the directory in which the files of the stack lie, such as --below /opt/tars-home";
         let text = format!("{} belongs to the system, or is no plain absolute path", bad.display());
         Failed::text(Exit::Usage, text, Some(hint.into()))
-    })?;
-    let mut request = Request { reach: Some(reach), ..request };
-    let config = global.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
-    if !config.starts_with(OWN) {
+    })
+}
+
+pub fn run(global: &Global, args: &RestoreArgs, request: Request, session: &Session) -> Result<Exit, Failed> {
+    let mut request = Request { reach: Some(reach(args, &request)?), ..request };
+    let config = config_path(global);
+    if Reach::default().judge(&config).is_err() {
         let text = format!("there is no configuration at {}", config.display());
-        let hint = format!("on a machine without one it is put back below {OWN}: leave --config out");
+        let hint = format!(
+            "what lay below {OWN} comes back by itself, also under another name: --config {OWN}/NAME.toml; else write it \
+             elsewhere and put it together by hand: --to DIR instead of --restore-config"
+        );
         return Err(Failed::text(Exit::Config, text, Some(hint)));
     }
     let here = places_alone(&session.access);
@@ -74,8 +81,7 @@ pub fn run(global: &Global, args: &RestoreArgs, request: Request, session: &Sess
     if args.dry_run {
         let printed = if global.json { json::print(&plan) } else { text::print(&text::restore_plan(&plan)) };
         printed.map_err(Failed::output)?;
-        let ready = plan.lines.iter().all(|l| l.problem.is_none());
-        return Ok(if ready { Exit::Ok } else { Exit::Partial });
+        return Ok(planned(&plan));
     }
     let asked = Instant::now();
     if !args.yes && plan.does_something() {
@@ -91,9 +97,12 @@ pub fn run(global: &Global, args: &RestoreArgs, request: Request, session: &Sess
         session.monitor.event(Event::new(What::Warning, session.vault.scrub(warning)));
     }
     let outcome = restore.run(guard, waited).map_err(|e| failed(session, &e));
-    // What was not put back needs nobody's word.
+    // What was not put back needs nobody's word: where all is as it was, and nothing is left to be decided.
+    let as_before = outcome.as_ref().map_or(true, RestoreOutcome::is_as_before);
     if let Some(Noted::Now(dirs)) = noted
-        && outcome.as_ref().map_or(!config.exists(), |o| o.restored() == 0 && o.left_held.is_empty())
+        && as_before
+        && has_no_config(global)
+        && restore.is_settled()
         && let Err(e) = HeldHost::clear(&dirs)
     {
         log::warn!("the note of the recovery stays: {e} (tars-backup accept --host)");

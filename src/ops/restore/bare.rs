@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use super::{Chosen, Fetched, Request};
 use crate::config::{Agent, Problem};
 use crate::hint::Hint;
+use crate::id::show_name;
 use crate::ops::World;
+use crate::reach::{OWN, Reach};
 use crate::setup::{self, Machine, Setup};
 use crate::source::{self, OwnConfig, SourceError};
+use crate::store::SSH_CONFIG;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BareError {
@@ -19,8 +22,9 @@ pub enum BareError {
     NoOriginals { backup: String },
     #[error("{why}")]
     Closed { why: String, hint: Option<String> },
+    /// `others`: what may be it, under another name.
     #[error("{} is not among the originals of {backup}", path.display())]
-    NoConfig { backup: String, path: PathBuf },
+    NoConfig { backup: String, path: PathBuf, others: Vec<PathBuf> },
     #[error("the configuration in {backup} has a problem: {}", problems.first().map(ToString::to_string).unwrap_or_default())]
     Problems { backup: String, problems: Vec<Problem> },
     #[error(transparent)]
@@ -38,8 +42,16 @@ impl Hint for BareError {
                 format!("[encryption] of that machine named no recipient when it was made; {by_hand}")
             }
             Self::Closed { hint, .. } => return hint.clone(),
-            Self::NoConfig { .. } => {
-                format!("if it lay elsewhere there, say where: --config FILE; else {by_hand}")
+            Self::NoConfig { others, .. } => {
+                let shown = |path: &PathBuf| show_name(path.as_os_str().as_encoded_bytes());
+                match others.iter().find(|path| Reach::default().judge(path).is_ok()) {
+                    Some(it) => format!("it may be {0}: tars-backup --config {0} restore …", shown(it)),
+                    None if others.is_empty() => by_hand.into(),
+                    None => format!(
+                        "it may be {}, and only what lay below {OWN} comes back by itself: {by_hand}",
+                        others.iter().map(shown).collect::<Vec<_>>().join(" or ")
+                    ),
+                }
             }
             Self::Problems { .. } => format!("another version of tars-backup may have written it; {by_hand}"),
             Self::Source(e) => return e.hint(),
@@ -70,8 +82,8 @@ pub fn setup_of(
                 why = BareError::Closed { why: text, hint };
                 continue;
             }
-            OwnConfig::Files(files) if files.is_empty() => {
-                why = BareError::NoConfig { backup: backup.clone(), path: config.to_owned() };
+            OwnConfig::Elsewhere(others) => {
+                why = BareError::NoConfig { backup: backup.clone(), path: config.to_owned(), others };
                 continue;
             }
             OwnConfig::Files(files) => files,
@@ -114,6 +126,13 @@ pub fn programs_of(setup: &Setup) -> Vec<String> {
     let mut all: Vec<String> = sources.map(|s| format!("the command of source {}", s.name)).collect();
     if let Some(program) = setup.hooks.on_failure.first() {
         all.push(format!("{program} when a unit fails"));
+    }
+    for store in &setup.stores {
+        let files = store.kit().map(|kit| kit.files).unwrap_or_default();
+        for (_, path) in files.iter().filter(|(what, _)| *what == SSH_CONFIG) {
+            let (name, path) = (store.name(), path.display());
+            all.push(format!("what the ssh settings of store {name} ({path}) say, which may be any program"));
+        }
     }
     all
 }
