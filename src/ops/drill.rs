@@ -249,9 +249,11 @@ pub fn run(
 fn unfetched(e: restore::FetchError, report: &mut Report) -> Result<(), DrillError> {
     use restore::FetchError;
     let closed = match &e {
-        FetchError::Open { source, .. } => {
-            matches!(**source, OpenError::NoIdentity | OpenError::Seal(SealError::NoIdentity { .. }))
-        }
+        FetchError::Newer { .. } => true,
+        FetchError::Open { source, .. } => matches!(
+            **source,
+            OpenError::NoIdentity | OpenError::Key(_) | OpenError::Seal(SealError::NoIdentity { .. })
+        ),
         _ => false,
     };
     let bad = match &e {

@@ -348,8 +348,16 @@ fn judge(
     let again = format!("tars-backup backup --tier {}", tier.name);
     for entry in entries {
         let Err(damage) = &entry.manifest else { continue };
-        let what = format!("{} of {place} is damaged: {}", entry.name, chain(damage));
-        status.problems.push(Remark::new(what, format!("tars-backup verify {}", entry.name)));
+        let (what, hint) = match damage.of_newer() {
+            Some(hint) => {
+                (format!("{} of {place} cannot be judged: {}", entry.name, chain(damage)), hint.to_owned())
+            }
+            None => (
+                format!("{} of {place} is damaged: {}", entry.name, chain(damage)),
+                format!("tars-backup verify {}", entry.name),
+            ),
+        };
+        status.problems.push(Remark::new(what, hint));
     }
     let newest = entries.iter().rev().find(|e| counts(e));
     let timestamp = newest.and_then(|e| e.manifest.as_ref().ok()).and_then(time_of);
