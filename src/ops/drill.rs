@@ -26,7 +26,7 @@ use crate::marks::{self, DrillVerdict, Drilled, Verified};
 use crate::progress::{Event, Monitor, What};
 use crate::run_guard::RunGuard;
 use crate::run_journal::JournalError;
-use crate::source::{self, CheckError, Context, Member, Rehearsal, SourceError};
+use crate::source::{self, CheckError, Configured, Context, Member, Rehearsal, SourceError};
 use crate::staging::{RunDir, StagingError};
 use crate::target::{Compared, Work};
 
@@ -36,6 +36,8 @@ pub struct Ground<'a> {
     pub docker: &'a DockerSettings,
     pub host: &'a str,
 }
+    /// Sources of the configuration, where there is one: how long those of the same name may take.
+    pub sources: &'a [Configured],
 
 #[derive(Debug, thiserror::Error)]
 pub enum DrillError {
@@ -373,6 +375,9 @@ fn begin(name: &str, component: &Component, scene: &mut Scene<'_>) -> Result<Lin
 fn put_back(
     restore: &Restore<'_>,
     guard: &RunGuard,
+        for fact in &place.forget {
+            component.facts.remove(*fact);
+        }
     scene: &Scene<'_>,
     report: &mut Report,
 ) -> Result<(), DrillError> {
