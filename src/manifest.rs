@@ -295,6 +295,14 @@ impl Manifest {
         self.details.iter().filter(|(_, c)| c.state == ComponentState::Whole).map(|(n, c)| (n.as_str(), c))
     }
 
+    /// Components that it should have or that failed, of which it says nothing further. What nobody wanted in it is none.
+    pub fn missing(&self) -> std::collections::BTreeSet<&str> {
+        let wanted =
+            |name: &&String| (self.only.is_empty() || self.only.contains(name)) && !self.skip.contains(name);
+        let expected = self.expected_components.iter().filter(wanted).chain(&self.failed_components);
+        expected.filter(|name| !self.details.contains_key(*name)).map(String::as_str).collect()
+    }
+
     /// Whether `--latest` may choose it: nothing critical missing, and not a run of hand-picked components.
     pub fn counts(&self) -> bool {
         !self.legacy && self.state != State::Partial && !self.is_handpicked()
@@ -306,14 +314,6 @@ impl Manifest {
     }
 }
 
-/// The text of an error repeats what was read.
-fn unreadable(e: serde_json::Error) -> ManifestError {
-    use serde::de::Error;
-    let shown = show_name(e.to_string().as_bytes());
-    ManifestError::Json(serde_json::Error::custom(shown))
-}
-
-/// What has to be known before the rest can be read.
 /// Whether a sidecar has this digest while its field is empty. It is over the bytes as they lie there, not over what a
 /// parser makes of them: white space and unknown fields count too.
 fn is_digest_of(digest: &str, text: &[u8]) -> bool {
@@ -332,6 +332,14 @@ fn has_own_digest(text: &[u8]) -> Option<bool> {
     Some(is_digest_of(value.get(DIGEST_FIELD)?.as_str()?, text))
 }
 
+/// The text of an error repeats what was read.
+fn unreadable(e: serde_json::Error) -> ManifestError {
+    use serde::de::Error;
+    let shown = show_name(e.to_string().as_bytes());
+    ManifestError::Json(serde_json::Error::custom(shown))
+}
+
+/// What has to be known before the rest can be read.
 #[derive(Deserialize)]
 struct Probe {
     schema: u32,
@@ -413,14 +421,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn beside_a_sealed_archive_lies_only_what_may_be_known() {
-        let mut m = sample();
-        let mut facts = Map::new();
-        facts.insert("rows".into(), serde_json::json!({ "secret_table": 3 }));
-        let postgres = Component {
-            members: vec!["hidden-member.sql.gz".into()],
-            bytes_in: 10,
-    #[test]
     fn a_manifest_of_a_newer_version_is_known_from_one_that_was_changed() {
         let newer = Manifest { schema: SCHEMA + 1, ..sample() }.to_sidecar(17, "abcd").unwrap();
         assert!(Manifest::read_sidecar(&newer).unwrap_err().of_newer().is_some());
@@ -429,6 +429,14 @@ pub(crate) mod tests {
         assert!(matches!(Manifest::read_sidecar(changed.as_bytes()), Err(ManifestError::Changed)));
     }
 
+    #[test]
+    fn beside_a_sealed_archive_lies_only_what_may_be_known() {
+        let mut m = sample();
+        let mut facts = Map::new();
+        facts.insert("rows".into(), serde_json::json!({ "secret_table": 3 }));
+        let postgres = Component {
+            members: vec!["hidden-member.sql.gz".into()],
+            bytes_in: 10,
             bytes_stored: 4,
             warnings: vec!["about secret_table".into()],
             facts,

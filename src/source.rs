@@ -202,6 +202,7 @@ pub enum Originals<'a> {
 }
 
 pub use config_files::{OwnConfig, own_config};
+pub use directory::inventoried;
 
 /// What a source may use.
 pub struct Context<'a> {
@@ -322,12 +323,12 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    #[error("{what}: {why}")]
     #[error("the identity")]
     Key(#[source] KeyError),
     /// The server that is there was set up otherwise than the one that the backup came from.
     #[error("{what}: {why}")]
     Unlike { what: String, why: String, hint: Option<String> },
+    #[error("{what}: {why}")]
     Bad { what: String, why: String, hint: Option<String> },
 }
 
@@ -377,7 +378,6 @@ impl From<MountError> for SourceError {
 }
 
 impl SourceError {
-    pub(crate) fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
     /// Whether this machine is the reason, its engine, or what a person gave us: then it says nothing of the backup. What
     /// the data itself tells, or a server that does not take it, is the backup's fault as long as nobody knows better.
     pub fn is_of_this_machine(&self) -> bool {
@@ -414,6 +414,7 @@ impl SourceError {
         }
     }
 
+    pub(crate) fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Bad { what: what.into(), why: why.into(), hint: None }
     }
 

@@ -19,7 +19,7 @@ use crate::format::tarwalk::{Body, Entry as TarEntry, Kind, TarError};
 use crate::hint::chain;
 use crate::id::{parts_file, sha256_file, show_name};
 use crate::legacy;
-use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, sha256_line};
+use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, State, sha256_line};
 use crate::marks::{self, Depth, Verified};
 use crate::progress::{Event, Monitor, What};
 use crate::source::{self, Member};
@@ -447,6 +447,15 @@ fn compare(seen: &BTreeMap<String, String>, manifest: &Manifest, report: &mut Re
     for file in seen.keys() {
         if !manifest.checksums.contains_key(file) && file != layout::MANIFEST && file != layout::GUIDE {
             report.faults.push(format!("{file} is in the archive, but not in the manifest"));
+        }
+    }
+    for name in manifest.missing() {
+        // It failed, and is none without which a backup would be partial.
+        let harmless =
+            manifest.failed_components.iter().any(|f| f == name) && manifest.state != State::Partial;
+        match harmless {
+            true => report.notes.push(format!("the component {name} is not in it")),
+            false => report.faults.push(format!("the component {name} should be in it, and is not")),
         }
     }
     for (name, component) in &manifest.details {
