@@ -209,7 +209,14 @@ fn what_a_drill_makes_is_in_a_network_of_its_own_and_carries_no_other_label() {
         let networks = seen["NetworkSettings"]["Networks"].as_object().unwrap();
         assert_eq!(networks.len(), 1);
         let network = networks.keys().next().unwrap();
-        assert_eq!(stack.lab.ok(&["network", "inspect", "-f", "{{.Internal}}", network]).trim(), "true");
+        match service {
+            "chromadb" => {
+                let internal = stack.lab.ok(&["network", "inspect", "-f", "{{.Internal}}", network]);
+                assert_eq!(internal.trim(), "true");
+            }
+            // Asked by commands in it alone.
+            _ => assert_eq!(network, "none", "{service}"),
+        }
     };
     ["postgres", "redis", "chromadb"].iter().for_each(|s| check(s));
     running.signal("CONT");
@@ -242,6 +249,90 @@ fn facts_that_lie_fail_the_service_that_they_are_about() {
         assert_eq!(report["verdict"], "bad", "{report}");
         stack.only(&report, component, "failed", why);
     }
+}
+
+#[test]
+fn keys_that_were_never_counted_are_loaded_and_not_called_proved() {
+    let stack = Stack::new();
+    forge(&stack.home, Some(&stack.recipient), |_, manifest| {
+        let facts = manifest["details"]["redis"]["facts"].as_object_mut().unwrap();
+        facts.remove("databases");
+    });
+    let report = stack.drill(2, &[]);
+    assert_eq!(report["verdict"], "partly", "{report}");
+    stack.only(&report, "redis", "not_drilled", &["throwaway container", "no numbers of it to compare"]);
+}
+
+#[test]
+fn rows_that_the_manifest_does_not_count_fail() {
+    let stack = Stack::new();
+    forge(&stack.home, Some(&stack.recipient), |_, manifest| {
+        let databases = &mut manifest["details"]["postgres"]["facts"]["databases"];
+        databases["tars_home"].as_object_mut().unwrap().remove("rows");
+    });
+    let report = stack.drill(1, &[]);
+    stack.only(&report, "postgres", "failed", &["rows"]);
+}
+
+#[test]
+fn an_export_is_read_although_no_server_needs_it() {
+    let lab = Lab::new();
+    let chroma = lab.chroma(CHROMA, "chromadb", None, None);
+    lab.chroma_py(&chroma, &["seed"]);
+    let home = Home::new().source("chromadb", &source("chromadb", &chroma, "export = [\"hot\"]")).ready();
+    home.backup(0);
+    let drill = |code: i32| home.tars(&["drill", "--json"]).expect(code).json();
+    assert_eq!(drill(0)["verdict"], "good");
+    // The last record is gone.
+    forge(&home, None, |dir, _| {
+        sh(&format!(
+            "f=$(find '{}/chromadb-export' -name '*.jsonl.gz' -size +200c | head -1); gunzip \"$f\"; f=${{f%.gz}}
+             sed -i '$d' \"$f\"; gzip \"$f\"",
+            dir.display()
+        ));
+    });
+    let report = drill(1);
+    let reason = line(&report, "chromadb")["reason"].as_str().unwrap();
+    assert!(reason.contains("chromadb-export/") && reason.contains("lines"), "{report}");
+}
+
+#[test]
+fn a_server_with_names_or_tablespaces_of_its_own_is_not_called_bad() {
+    let lab = Lab::new();
+    let data = format!("{}:/data", lab.volume("redis_data"));
+    let own = ["--appendonly", "yes", "--dir", "/data/own", "--dbfilename", "own.rdb"];
+    let own = [&own[..], &["--appenddirname", "own-aof", "--appendfilename", "own.aof"]].concat();
+    lab.ok(&[
+        "run",
+        "--rm",
+        "--label",
+        "tars-lab=test",
+        "--network",
+        "none",
+        "-v",
+        &data,
+        "redis:7-alpine",
+        "sh",
+        "-c",
+        "mkdir /data/own; chown redis /data/own",
+    ]);
+    let redis = lab.redis("redis", &["-v", &data], &own);
+    lab.redis_cli(&redis, &["MSET", "a", "1", "b", "2"]);
+    let pg = lab.postgres("postgres");
+    lab.ok(&["exec", "-u", "postgres", &pg, "mkdir", "-p", "/var/lib/postgresql/fast"]);
+    lab.sql(&pg, "tars_home", "CREATE TABLESPACE fast LOCATION '/var/lib/postgresql/fast'");
+    lab.sql(&pg, "tars_home", "CREATE TABLE t TABLESPACE fast AS SELECT 1 AS n");
+    let home = Home::new()
+        .source("redis", &source("redis", &redis, "save_timeout = \"90s\"\ntimeout = \"2h\""))
+        .source("postgres", &source("postgres", &pg, "idle_timeout = \"77s\""))
+        .ready();
+    home.backup(0);
+    let report = home.tars(&["drill", "--json"]).expect(2).json();
+    assert_eq!(found(&report, "redis", "lasting keys of database 0"), 2);
+    assert_eq!(line(&report, "redis")["proof"], "proved", "{report}");
+    let postgres = line(&report, "postgres");
+    assert_eq!(postgres["proof"], "not_drilled", "{report}");
+    assert!(postgres["reason"].as_str().unwrap().contains("no tablespace fast"), "{report}");
 }
 
 #[test]
