@@ -2,7 +2,10 @@
 //! all of it is removed. What could go wrong: a drill that reaches what is live, that leaves something behind, or that says
 //! good of what it has not seen.
 
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,7 +14,7 @@ use crate::forge::forge;
 use crate::lab::{CHROMA, Lab, OLD_CHROMA, lab_file, source, until};
 use crate::postgres;
 use crate::servers::{BUCKET, KEY, KEY_ID, S3Server, S3sFs};
-use crate::support::{Home, PROGRAM, run, sh};
+use crate::support::{Home, PROGRAM, Running, run, sh};
 
 struct Stack {
     lab: Lab,
@@ -333,6 +336,80 @@ fn a_server_with_names_or_tablespaces_of_its_own_is_not_called_bad() {
     let postgres = line(&report, "postgres");
     assert_eq!(postgres["proof"], "not_drilled", "{report}");
     assert!(postgres["reason"].as_str().unwrap().contains("no tablespace fast"), "{report}");
+}
+
+/// The socket of the engine under another name, until it is taken away with all that goes through it.
+struct Socket {
+    path: PathBuf,
+    open: Arc<Mutex<Option<Vec<UnixStream>>>>,
+}
+
+impl Socket {
+    fn to_engine(path: PathBuf) -> Self {
+        let engine = std::env::var("DOCKER_HOST").unwrap().trim_start_matches("unix://").to_owned();
+        let listener = UnixListener::bind(&path).unwrap();
+        let open = Arc::new(Mutex::new(Some(Vec::new())));
+        let known = open.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), UnixStream::connect(&engine).unwrap());
+                let Some(open) = &mut *known.lock().unwrap() else { return };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    open.push(from.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(std::net::Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self { path, open }
+    }
+
+    fn take_away(&self) {
+        std::fs::remove_file(&self.path).unwrap();
+        for stream in self.open.lock().unwrap().take().unwrap() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn an_engine_that_goes_away_says_nothing_of_the_backup() {
+    let stack = Stack::new();
+    stack.drill(0, &[]);
+    let mark = std::fs::read(stack.home.object(".drilled")).unwrap();
+    let key = stack.home.at("key.txt");
+    let journal = stack.home.path("state/run.journal");
+    // Lines of the journal: its containers are about to be made; services are being loaded.
+    for (at, wanted) in [3, 6, 9].into_iter().enumerate() {
+        let socket = Socket::to_engine(stack.home.path(&format!("engine-{at}.sock")));
+        let mut drill = stack.home.command(&["drill", "--json", "--identity", &key]);
+        drill.env("DOCKER_HOST", format!("unix://{}", socket.path.display()));
+        drill.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let drill = Running { child: drill.spawn().unwrap() };
+        until("the drill is at work", || {
+            let text = std::fs::read(&journal).unwrap_or_default();
+            text.iter().filter(|b| **b == b'\n').count() >= wanted
+        });
+        socket.take_away();
+        let pid = drill.pid();
+        let report = drill.end().expect(1).json();
+        let lines = report["components"].as_array().unwrap();
+        assert!(lines.iter().all(|l| l["proof"] != "failed"), "{wanted}: {report}");
+        assert!(lines.iter().any(|l| l["proof"] == "not_drilled"), "{wanted}: {report}");
+        assert!(
+            report["left"].as_array().unwrap().iter().any(|l| l.to_string().contains("recover")),
+            "{report}"
+        );
+        assert_eq!(std::fs::read(stack.home.object(".drilled")).unwrap(), mark, "what was proved stays");
+        // The journal knows where the engine was.
+        let _back = Socket::to_engine(socket.path.clone());
+        stack.home.tars(&["recover"]).expect(0);
+        assert_eq!(stack.of_drills(pid), Vec::<String>::new());
+    }
+    stack.drill(0, &[]);
 }
 
 #[test]
