@@ -54,6 +54,16 @@ pub enum Damage {
     Length { wanted: u64, found: u64 },
 }
 
+impl Damage {
+    /// What to do about a backup that only a newer version can read; None of one that is damaged.
+    pub fn of_newer(&self) -> Option<&'static str> {
+        match self {
+            Self::Manifest(e) => e.of_newer(),
+            _ => None,
+        }
+    }
+}
+
 /// A directory of a store, listed once.
 pub struct Listing<'a> {
     store: &'a dyn Store,

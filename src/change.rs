@@ -87,6 +87,22 @@ pub enum ChangeError {
     Away { container: String, why: String },
 }
 
+impl ChangeError {
+    /// Whether the reason is the engine or this machine, and not the data.
+    pub fn is_of_this_machine(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, OutOfMemory, ReadOnly, SystemIoFailure};
+        match self {
+            Self::File { .. } | Self::Locked { .. } | Self::Secret(_) => true,
+            Self::Sqlite { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(CannotOpen | DiskFull | OutOfMemory | ReadOnly | SystemIoFailure)
+            ),
+            Self::Docker(e) => e.is_of_this_machine(),
+            _ => false,
+        }
+    }
+}
+
 impl Hint for ChangeError {
     fn hint(&self) -> Option<String> {
         match self {

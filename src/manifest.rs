@@ -175,6 +175,13 @@ pub enum ManifestError {
     Name(String),
 }
 
+impl ManifestError {
+    /// What to do about a manifest that a newer version wrote; None of every other one.
+    pub fn of_newer(&self) -> Option<&'static str> {
+        matches!(self, Self::Schema { .. }).then_some("use the version that made it, or a newer one")
+    }
+}
+
 impl Manifest {
     /// The manifest as it lies inside the archive.
     pub fn to_inner(&self) -> Result<Vec<u8>, ManifestError> {
@@ -255,7 +262,12 @@ impl Manifest {
 
     /// Reads a sidecar and proves that not a byte of it was changed.
     pub fn read_sidecar(text: &[u8]) -> Result<Self, ManifestError> {
-        let manifest = if Probe::of(text)?.encryption.is_sealed() {
+        let probe = Probe::of(text).map_err(|e| match has_own_digest(text) {
+            // One bit of the number is enough to make it look newer.
+            Some(false) if e.of_newer().is_some() => ManifestError::Changed,
+            _ => e,
+        })?;
+        let manifest = if probe.encryption.is_sealed() {
             let outside: Outside = serde_json::from_slice(text).map_err(unreadable)?;
             let manifest = Self::from(outside);
             manifest.check_names()?;
@@ -270,15 +282,7 @@ impl Manifest {
         if manifest.sha256.is_none() {
             return Err(ManifestError::Missing("sha256"));
         }
-        // The digest is over the bytes as they lie there, not over what a parser makes of them: white space and
-        // unknown fields count too.
-        let field = format!("\"{DIGEST_FIELD}\": \"{digest}\"");
-        let at = memchr::memmem::find(text, field.as_bytes()).ok_or(ManifestError::Changed)?;
-        let mut hasher = Sha256::new();
-        hasher.update(&text[..at]);
-        hasher.update(format!("\"{DIGEST_FIELD}\": \"\""));
-        hasher.update(&text[at + field.len()..]);
-        if hex::encode(hasher.finalize()) == digest { Ok(manifest) } else { Err(ManifestError::Changed) }
+        if is_digest_of(digest, text) { Ok(manifest) } else { Err(ManifestError::Changed) }
     }
 
     /// File name of the archive that it describes.
@@ -291,6 +295,14 @@ impl Manifest {
         self.details.iter().filter(|(_, c)| c.state == ComponentState::Whole).map(|(n, c)| (n.as_str(), c))
     }
 
+    /// Components that it should have or that failed, of which it says nothing further. What nobody wanted in it is none.
+    pub fn missing(&self) -> std::collections::BTreeSet<&str> {
+        let wanted =
+            |name: &&String| (self.only.is_empty() || self.only.contains(name)) && !self.skip.contains(name);
+        let expected = self.expected_components.iter().filter(wanted).chain(&self.failed_components);
+        expected.filter(|name| !self.details.contains_key(*name)).map(String::as_str).collect()
+    }
+
     /// Whether `--latest` may choose it: nothing critical missing, and not a run of hand-picked components.
     pub fn counts(&self) -> bool {
         !self.legacy && self.state != State::Partial && !self.is_handpicked()
@@ -300,6 +312,24 @@ impl Manifest {
     pub fn is_handpicked(&self) -> bool {
         !self.only.is_empty() || !self.skip.is_empty() || self.tags.iter().any(|t| t == "pre-restore")
     }
+}
+
+/// Whether a sidecar has this digest while its field is empty. It is over the bytes as they lie there, not over what a
+/// parser makes of them: white space and unknown fields count too.
+fn is_digest_of(digest: &str, text: &[u8]) -> bool {
+    let field = format!("\"{DIGEST_FIELD}\": \"{digest}\"");
+    let Some(at) = memchr::memmem::find(text, field.as_bytes()) else { return false };
+    let mut hasher = Sha256::new();
+    hasher.update(&text[..at]);
+    hasher.update(format!("\"{DIGEST_FIELD}\": \"\""));
+    hasher.update(&text[at + field.len()..]);
+    hex::encode(hasher.finalize()) == digest
+}
+
+/// The same of a sidecar of which nothing else is understood; None where it names no digest.
+fn has_own_digest(text: &[u8]) -> Option<bool> {
+    let value: Value = serde_json::from_slice(text).ok()?;
+    Some(is_digest_of(value.get(DIGEST_FIELD)?.as_str()?, text))
 }
 
 /// The text of an error repeats what was read.
@@ -388,6 +418,15 @@ pub(crate) mod tests {
         assert_eq!((sidecar.bytes, sidecar.sha256.as_deref()), (Some(17), Some("abcd")));
         let inner = String::from_utf8(m.to_inner().unwrap()).unwrap();
         assert!(!inner.contains("manifest_sha256") && !inner.contains("\"bytes\":"));
+    }
+
+    #[test]
+    fn a_manifest_of_a_newer_version_is_known_from_one_that_was_changed() {
+        let newer = Manifest { schema: SCHEMA + 1, ..sample() }.to_sidecar(17, "abcd").unwrap();
+        assert!(Manifest::read_sidecar(&newer).unwrap_err().of_newer().is_some());
+        let text = String::from_utf8(sample().to_sidecar(17, "abcd").unwrap()).unwrap();
+        let changed = text.replace("\"schema\": 1", "\"schema\": 3");
+        assert!(matches!(Manifest::read_sidecar(changed.as_bytes()), Err(ManifestError::Changed)));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::docker::{Container, Docker, DockerError, Image, Limits, Place, Seat, 
 use crate::held_copy::CopySettings;
 use crate::hint::Hint;
 use crate::id::Name;
-use crate::keyring::Keyring;
+use crate::keyring::{KeyError, Keyring};
 use crate::manifest::Component;
 use crate::mounts::MountError;
 use crate::process::ProcessError;
@@ -128,6 +128,11 @@ pub trait Source: Send + Sync {
         &[]
     }
 
+    /// Limits of time that its table has beside those of every source.
+    fn more_limits(&self) -> Vec<(&'static str, Duration)> {
+        Vec::new()
+    }
+
     /// Whether it compares what it finds with the last run.
     fn compares(&self) -> bool {
         false
@@ -197,6 +202,7 @@ pub enum Originals<'a> {
 }
 
 pub use config_files::{OwnConfig, own_config};
+pub use directory::inventoried;
 
 /// What a source may use.
 pub struct Context<'a> {
@@ -317,6 +323,11 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    #[error("the identity")]
+    Key(#[source] KeyError),
+    /// The server that is there was set up otherwise than the one that the backup came from.
+    #[error("{what}: {why}")]
+    Unlike { what: String, why: String, hint: Option<String> },
     #[error("{what}: {why}")]
     Bad { what: String, why: String, hint: Option<String> },
 }
@@ -367,6 +378,42 @@ impl From<MountError> for SourceError {
 }
 
 impl SourceError {
+    /// Whether this machine is the reason, its engine, or what a person gave us: then it says nothing of the backup. What
+    /// the data itself tells, or a server that does not take it, is the backup's fault as long as nobody knows better.
+    pub fn is_of_this_machine(&self) -> bool {
+        match self {
+            Self::Interrupted(_)
+            | Self::Staging(_)
+            | Self::Secret(_)
+            | Self::Mount(_)
+            | Self::Write { .. }
+            | Self::Place { .. }
+            | Self::Journal(_)
+            | Self::Key(_)
+            | Self::Unlike { .. } => true,
+            Self::Docker(e) => e.is_of_this_machine(),
+            Self::Process(e) => !matches!(e, ProcessError::Exit { .. }),
+            Self::Tree(e) => matches!(
+                e,
+                TreeError::Root { .. }
+                    | TreeError::Mount { .. }
+                    | TreeError::RootChanged { .. }
+                    | TreeError::Write(_)
+            ),
+            Self::Chroma(e) => matches!(e, ChromaError::Write { .. } | ChromaError::Spill { .. }),
+            Self::Hold(e) => e.is_of_this_machine(),
+            // A name that no file system takes is the archive's.
+            Self::Unpack(UnpackError::Write { source, .. }) => {
+                !matches!(source.kind(), io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput)
+            }
+            Self::Unpack(e) => matches!(e, UnpackError::NotFresh { .. }),
+            Self::Change(e) => e.is_of_this_machine(),
+            // Nothing that an archive holds is an error of the system.
+            Self::Read { source, .. } => source.raw_os_error().is_some(),
+            Self::Bad { .. } => false,
+        }
+    }
+
     pub(crate) fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Bad { what: what.into(), why: why.into(), hint: None }
     }
@@ -402,7 +449,8 @@ impl Hint for SourceError {
             {
                 Some("staging is full: make room, or set agent.staging_dir to a larger disk".into())
             }
-            Self::Bad { hint, .. } => hint.clone(),
+            Self::Key(e) => e.hint(),
+            Self::Unlike { hint, .. } | Self::Bad { hint, .. } => hint.clone(),
             _ => None,
         }
     }

@@ -348,7 +348,16 @@ impl Target for TreeTarget {
             ("bytes", found.bytes),
         ];
         let then = |key: &str| component.facts.get(key).and_then(Value::as_u64);
-        Ok(now.into_iter().filter_map(|(key, now)| Some(Compared::exactly(key, then(key)?, now))).collect())
+        let compared: Vec<Compared> =
+            now.into_iter().filter_map(|(key, now)| Some(Compared::exactly(key, then(key)?, now))).collect();
+        // None at all is told by whoever asks: archives of the bash script have none.
+        match now.into_iter().find(|(key, _)| !compared.is_empty() && then(key).is_none()) {
+            None => Ok(compared),
+            Some((key, now)) => {
+                let why = format!("the manifest does not say how many {key} it has, found {now}");
+                Err(SourceError::bad(self.what.clone(), why))
+            }
+        }
     }
 
     /// A container that was not stopped in time still has the old tree, although the engine shows the new one. What its

@@ -322,6 +322,28 @@ fn events() -> Vec<(String, String)> {
     events
 }
 
+/// A run that takes the lock undoes a broken-off restore first, and a sandbox lets it undo half of that.
+#[test]
+fn every_unit_that_may_find_a_broken_off_restore_hands_it_over() {
+    let hands_over = "\nEnvironment=TARS_BACKUP_RECOVERY_UNIT=tars-backup-recover.service\n";
+    let mut takes_the_lock = 0;
+    for path in files_of("packaging/systemd", "service").iter().filter(|p| p.is_file()) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(path).unwrap();
+        let start =
+            text.lines().find_map(|l| l.strip_prefix("ExecStart=/usr/bin/tars-backup ")).unwrap_or("");
+        match start.split(' ').next().unwrap_or_default() {
+            // They put it right themselves; they take no lock.
+            "recover" | "restore" | "verify" | "on-failure" | "" => {}
+            verb => {
+                takes_the_lock += 1;
+                assert!(text.contains(hands_over), "{name} ({verb})");
+            }
+        }
+    }
+    assert_eq!(takes_the_lock, 4, "backup twice, sync, drill");
+}
+
 #[test]
 fn the_catalog_of_the_journal_explains_every_event() {
     let catalog = read("packaging/systemd/tars-backup.catalog");

@@ -56,7 +56,8 @@ pub fn run(global: &Global, args: &DrillArgs, sink: Sink) -> Result<Exit, Failed
     // Exactly the copy that a restore would take first: another one would prove nothing of it.
     let copy = restore::nearest_first(copies).into_iter().next();
     let copy = copy.ok_or_else(|| Failed::text(Exit::Failed, "there is no copy of the backup", None))?;
-    let ground = Ground { agent: &agent, docker: &docker, host: &owner.host };
+    let sources = setup.as_ref().map_or(&[][..], |s| &s.sources);
+    let ground = Ground { agent: &agent, docker: &docker, host: &owner.host, sources };
     let report = drill::run(&copy, &ground, &guard, &world).map_err(|e| match e {
         DrillError::Interrupted(i) => session.interrupted(i),
         e => session.failed(Exit::Failed, &e),

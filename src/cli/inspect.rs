@@ -177,6 +177,7 @@ pub fn verify(global: &Global, args: &VerifyArgs, sink: Sink) -> Result<Exit, Fa
         let report =
             verifying::verify(f, depth, scratch.path(), &world).map_err(|i| session.interrupted(i))?;
         exit = exit.worst(match (report.good, report.as_asked) {
+            (false, _) if report.newer && report.faults.is_empty() => Exit::Partial,
             (false, _) => Exit::Failed,
             (true, false) => Exit::Partial,
             (true, true) => Exit::Ok,

@@ -54,6 +54,30 @@ pub enum DockerError {
     Cut { program: String, container: String },
 }
 
+impl DockerError {
+    /// Whether the reason is the engine or this machine, and nothing that a program in a container made of its data.
+    pub fn is_of_this_machine(&self) -> bool {
+        match self {
+            Self::NotRunning { .. } | Self::NoContainer { .. } => false,
+            // A program that ended while it was asked is told with either of these words.
+            Self::Refused { status, reason, .. } => {
+                let ended = reason.contains("not running") || reason.contains("stopped");
+                tells_of_a_shortage(reason) || (*status >= 500 && !ended)
+            }
+            Self::Exit { stderr, .. } => tells_of_a_shortage(stderr),
+            _ => true,
+        }
+    }
+}
+
+/// Whether a program says, in the words of the system, that its disk or its memory did not suffice.
+fn tells_of_a_shortage(said: &str) -> bool {
+    let said = said.to_ascii_lowercase();
+    let shortages =
+        ["no space left on device", "disk quota exceeded", "read-only file system", "cannot allocate memory"];
+    shortages.iter().any(|words| said.contains(words))
+}
+
 fn tail(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!(": {stderr}") }
 }
@@ -326,4 +350,29 @@ pub(super) fn from_api(what: &str, e: &ApiError) -> DockerError {
 
 fn reason(e: &ApiError) -> String {
     crate::hint::chain(e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_made_of_its_data_is_not_laid_on_the_machine() {
+        let refused = |status, reason: &str| {
+            DockerError::Refused { what: "x".into(), status, reason: reason.into() }.is_of_this_machine()
+        };
+        let exit = |stderr: &str| {
+            let (program, container) = ("psql".to_owned(), "c".to_owned());
+            DockerError::Exit { program, container, status: Some(3), stderr: stderr.into() }
+                .is_of_this_machine()
+        };
+        assert!(exit("ERROR:  could not extend file \"base/1/2\": No space left on device"));
+        assert!(!exit("ERROR:  type \"no_such_type\" does not exist"));
+        assert!(refused(500, "mkdir /var/lib/docker/x: no space left on device") && refused(503, "busy"));
+        assert!(!refused(409, "container abc is not running"));
+        assert!(!refused(500, "cannot exec in a stopped container"));
+        assert!(DockerError::Unreachable { socket: "s".into(), reason: "r".into() }.is_of_this_machine());
+        assert!(DockerError::NoAnswer { what: "w".into(), seconds: 60 }.is_of_this_machine());
+        assert!(!DockerError::NotRunning { name: "n".into(), state: "exited".into() }.is_of_this_machine());
+    }
 }

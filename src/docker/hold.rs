@@ -47,6 +47,17 @@ pub enum HoldError {
     Disturbed { name: String, what: &'static str },
 }
 
+impl HoldError {
+    /// Whether the reason is the engine or this machine, and not what a server made of its data.
+    pub fn is_of_this_machine(&self) -> bool {
+        match self {
+            Self::Docker(e) => e.is_of_this_machine(),
+            Self::DoesNotRun { .. } | Self::Restarting { .. } | Self::Ephemeral { .. } => false,
+            _ => true,
+        }
+    }
+}
+
 impl From<DockerError> for HoldError {
     fn from(e: DockerError) -> Self {
         match e {

@@ -1,6 +1,7 @@
 //! Containers that a drill makes, uses and throws away. What could go wrong: something of them that stays, or that reaches
-//! what is live. So whatever is made carries the label of its drill and nothing else that anybody looks for, sees no
-//! network but its own, which leads nowhere, publishes no port, and is found again by the label alone.
+//! what is live, or is reached by it. So whatever is made carries the label of its drill and nothing else that anybody looks
+//! for, and is found again by the label alone. It publishes no port and has no network; where its server can be asked in no
+//! other way, one of its own that leads nowhere, which only processes of this host reach.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -58,6 +59,10 @@ pub struct Throwaway {
     pub env: Vec<(String, String)>,
     /// None: what the image says.
     pub cmd: Option<Vec<String>>,
+    /// Whether it is asked over a network: else it has none.
+    pub by_network: bool,
+    /// Facts of the source that are not true of it.
+    pub forget: Vec<&'static str>,
 }
 
 impl Docker {
@@ -94,11 +99,11 @@ impl Docker {
         Ok(name)
     }
 
-    /// A container of the drill, not started; its id. `image` must be there.
+    /// A container of the drill, not started; its id. `image` must be there. Without a network it has its loopback alone.
     pub fn create_throwaway(
         &self,
         drill: &str,
-        network: &str,
+        network: Option<&str>,
         name: &str,
         image: &str,
         wanted: &Throwaway,
@@ -128,7 +133,7 @@ impl Docker {
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
             host_config: Some(HostConfig {
                 mounts: Some(mounts),
-                network_mode: Some(network.to_owned()),
+                network_mode: Some(network.unwrap_or("none").to_owned()),
                 publish_all_ports: Some(false),
                 ..HostConfig::default()
             }),

@@ -1,7 +1,8 @@
 //! Proves that a stored backup can be brought back, by bringing it back where nothing is live: services into throwaway
 //! containers of the images that they came from, files into scratch. What could go wrong: a proof that says more than was
-//! seen, so each component tells where it was brought back and which numbers were compared, or why it was not; and a drill
-//! that touches what is live, so the engine that it uses knows no container but its own.
+//! seen, so each component tells where it was brought back and which numbers were compared, or why it was not; a shortage
+//! of this machine told as a bad backup, so only what the data or its server shows is one; and a drill that touches what is
+//! live, so the engine that it uses knows no container but its own.
 
 mod scene;
 
@@ -21,12 +22,12 @@ use crate::config::{Agent, DockerSettings};
 use crate::docker::hold::HoldError;
 use crate::hint::{Hint, chain};
 use crate::id::show_name;
-use crate::manifest::{Component, ComponentState};
+use crate::manifest::{Component, ComponentState, Manifest};
 use crate::marks::{self, DrillVerdict, Drilled, Verified};
 use crate::progress::{Event, Monitor, What};
 use crate::run_guard::RunGuard;
 use crate::run_journal::JournalError;
-use crate::source::{self, CheckError, Context, Member, Rehearsal, SourceError};
+use crate::source::{self, CheckError, Configured, Context, Member, Rehearsal, SourceError};
 use crate::staging::{RunDir, StagingError};
 use crate::target::{Compared, Work};
 
@@ -35,6 +36,8 @@ pub struct Ground<'a> {
     pub agent: &'a Agent,
     pub docker: &'a DockerSettings,
     pub host: &'a str,
+    /// Sources of the configuration, where there is one: how long those of the same name may take.
+    pub sources: &'a [Configured],
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +82,30 @@ impl From<RestoreError> for DrillError {
     }
 }
 
+impl DrillError {
+    /// Whether this machine or its engine is the reason: then it says nothing of the backup.
+    fn is_of_this_machine(&self) -> bool {
+        match self {
+            Self::Staging(_) | Self::Hold(_) | Self::Journal(_) | Self::Scratch { .. } => true,
+            Self::Fetch(e) => is_a_shortage(e),
+            Self::Restore(e) => matches!(
+                e,
+                RestoreError::Staging(_)
+                    | RestoreError::Hold(_)
+                    | RestoreError::Docker(_)
+                    | RestoreError::Space { .. }
+                    | RestoreError::Look { .. }
+            ),
+            Self::Interrupted(_) | Self::Sources(_) => false,
+        }
+    }
+}
+
+/// Whether an archive could not be fetched for want of room.
+fn is_a_shortage(e: &restore::FetchError) -> bool {
+    matches!(e, restore::FetchError::Space { .. } | restore::FetchError::Write { .. })
+}
+
 impl Hint for DrillError {
     fn hint(&self) -> Option<String> {
         match self {
@@ -118,12 +145,33 @@ pub struct Line {
 }
 
 impl Line {
+    fn of(component: String, kind: String) -> Self {
+        Self {
+            component,
+            kind,
+            proof: Proof::Proved,
+            place: None,
+            compared: Vec::new(),
+            reason: None,
+            hint: None,
+            warnings: Vec::new(),
+        }
+    }
+
     fn fail(&mut self, why: impl Into<String>, hint: Option<String>) {
         (self.proof, self.reason, self.hint) = (Proof::Failed, Some(why.into()), hint);
     }
 
     fn leave_out(&mut self, why: impl Into<String>, hint: Option<String>) {
         (self.proof, self.reason, self.hint) = (Proof::NotDrilled, Some(why.into()), hint);
+    }
+
+    /// It did not come through: the backup's fault, unless this machine or its engine is the reason.
+    fn stop(&mut self, e: &SourceError) {
+        match e.is_of_this_machine() {
+            true => self.leave_out(chain(e), e.hint()),
+            false => self.fail(chain(e), None),
+        }
     }
 
     /// Takes what was counted, and fails where the manifest says something else.
@@ -182,6 +230,14 @@ impl Report {
         }
     }
 
+    /// This machine ended it before its end: nothing more is known than was found by then.
+    fn break_off(&mut self, e: &DrillError) {
+        for line in self.components.iter_mut().filter(|l| l.proof == Proof::Proved) {
+            line.leave_out("the drill ended before it was proved", None);
+        }
+        (self.reason, self.hint) = (Some(chain(e)), e.hint());
+    }
+
     fn judge(&mut self) {
         let any = |proof| self.components.iter().any(|l| l.proof == proof);
         self.verdict = match (any(Proof::Failed), any(Proof::NotDrilled), any(Proof::Proved)) {
@@ -230,14 +286,12 @@ pub fn run(
     let mut report = Report::of(copy);
     let text = format!("Drill of {} in {} started", report.backup, report.store);
     world.monitor.event(Event::new(What::DrillStarted, text).backup(&report.backup).store(&report.store));
-    let dir = RunDir::create(&ground.agent.staging_dir, "drill")?;
-    match restore::fetch_one(copy, dir, world) {
-        Ok(fetched) => {
-            report.fetch_ms = Some(fetched.elapsed_ms());
-            bring_back(fetched, ground, guard, world, &mut report)?;
+    match attempt(copy, ground, guard, world, &mut report) {
+        Err(e) if e.is_of_this_machine() => {
+            report.break_off(&e);
             report.judge();
         }
-        Err(e) => unfetched(e, &mut report)?,
+        other => other?,
     }
     report.make_plain();
     let damaged = report.verdict == DrillVerdict::Bad && report.components.is_empty();
@@ -245,13 +299,34 @@ pub fn run(
     Ok(report)
 }
 
+fn attempt(
+    copy: &Found<'_>,
+    ground: &Ground<'_>,
+    guard: &RunGuard,
+    world: &World<'_>,
+    report: &mut Report,
+) -> Result<(), DrillError> {
+    let dir = RunDir::create(&ground.agent.staging_dir, "drill")?;
+    match restore::fetch_one(copy, dir, world) {
+        Ok(fetched) => {
+            report.fetch_ms = Some(fetched.elapsed_ms());
+            bring_back(fetched, ground, guard, world, report)?;
+            report.judge();
+            Ok(())
+        }
+        Err(e) => unfetched(e, report),
+    }
+}
+
 /// What it says of the backup that it could not be fetched; an error where that says nothing of it.
 fn unfetched(e: restore::FetchError, report: &mut Report) -> Result<(), DrillError> {
     use restore::FetchError;
     let closed = match &e {
-        FetchError::Open { source, .. } => {
-            matches!(**source, OpenError::NoIdentity | OpenError::Seal(SealError::NoIdentity { .. }))
-        }
+        FetchError::Newer { .. } => true,
+        FetchError::Open { source, .. } => matches!(
+            **source,
+            OpenError::NoIdentity | OpenError::Key(_) | OpenError::Seal(SealError::NoIdentity { .. })
+        ),
         _ => false,
     };
     let bad = match &e {
@@ -289,12 +364,20 @@ fn bring_back(
     for (name, component) in &known.details {
         report.components.push(begin(name, component, &mut scene)?);
     }
+    for name in known.missing() {
+        let mut line = Line::of(show_name(name.as_bytes()), "unknown".into());
+        line.leave_out(LACKS, None);
+        report.components.push(line);
+    }
     let mut put: Vec<String> = Vec::new();
     for line in report.components.iter_mut() {
         let component = fetched.manifest.details.get_mut(&line.component);
         let (Some(component), Some(place)) = (component, scene.place_of(&line.component)) else { continue };
         // A tree goes back as a tree, whatever it was that it came from.
         component.kind.clone_from(&place.kind);
+        for fact in &place.forget {
+            component.facts.remove(*fact);
+        }
         line.place = Some(place.shown.clone());
         put.push(line.component.clone());
     }
@@ -315,27 +398,28 @@ fn bring_back(
             scene.holds().inner(),
         );
         put_back(&restore, guard, &scene, report)
-            .and_then(|()| read_through(&restore, &known.details, scratch.path(), report))
+            .and_then(|()| read_through(&restore, &known, scratch.path(), report))
     };
     if report.rto_ms.is_none() {
         report.rto_ms = Some(fetched.elapsed_ms());
+    }
+    // Scratch is gone by the time that anybody reads it.
+    let gone = scratch.path().display().to_string();
+    for hint in report.components.iter_mut().filter_map(|l| l.hint.as_mut()).filter(|h| h.contains(&gone)) {
+        let dir = ground.agent.staging_dir.display();
+        *hint = format!("make room (df -h {dir}), or set agent.staging_dir to a larger disk");
     }
     report.left = scene.clear();
     worked
 }
 
+/// The place of what has none.
+const READ: &str = "read, as there is nothing to bring it into";
+const LACKS: &str = "the backup lacks it";
+
 /// Whether and where a component can be brought back.
 fn begin(name: &str, component: &Component, scene: &mut Scene<'_>) -> Result<Line, DrillError> {
-    let mut line = Line {
-        component: name.to_owned(),
-        kind: component.kind.clone(),
-        proof: Proof::Proved,
-        place: None,
-        compared: Vec::new(),
-        reason: None,
-        hint: None,
-        warnings: Vec::new(),
-    };
+    let mut line = Line::of(name.to_owned(), component.kind.clone());
     match (component.state, component.members.is_empty()) {
         (ComponentState::Whole, false) => {}
         (ComponentState::Incomplete, false) => {
@@ -343,7 +427,7 @@ fn begin(name: &str, component: &Component, scene: &mut Scene<'_>) -> Result<Lin
             return Ok(line);
         }
         _ => {
-            line.leave_out("the backup lacks it", None);
+            line.leave_out(LACKS, None);
             return Ok(line);
         }
     }
@@ -361,7 +445,7 @@ fn begin(name: &str, component: &Component, scene: &mut Scene<'_>) -> Result<Lin
             }
         }
         Some(Rehearsal::Directory | Rehearsal::Read(_)) => {
-            line.place = Some("read, as there is nothing to bring it into".into());
+            line.place = Some(READ.into());
         }
     }
     Ok(line)
@@ -389,7 +473,12 @@ fn put_back(
         line.warnings.extend(done.warnings.into_iter().filter(|w| !scene.is_about_it(w)));
         if done.fate != Fate::Restored {
             line.warnings.clear();
-            line.fail(done.error.unwrap_or_else(|| "it was not brought back".into()), None);
+            let why = done.error.unwrap_or_else(|| "it was not brought back".into());
+            match done.of_backup {
+                // What could be done about it names a container that is gone by then.
+                true => line.fail(why, None),
+                false => line.leave_out(why, done.hint),
+            }
         }
     }
     for (name, compared) in restore.compare() {
@@ -398,32 +487,46 @@ fn put_back(
             _ if line.proof != Proof::Proved => {}
             Ok(compared) => line.take(compared),
             Err(SourceError::Interrupted(i)) => return Err(i.into()),
-            Err(e) => line.fail(chain(&e), None),
+            Err(e) => line.stop(&e),
         }
     }
     report.rto_ms = Some(outcome.duration_ms);
+    let is_server = |l: &&mut Line| matches!(source::rehearsal(&l.kind), Some(Rehearsal::Server(_)));
+    let failed = report.components.iter_mut().filter(|l| l.proof == Proof::Failed).filter(is_server);
+    let failed: Vec<&mut Line> = failed.collect();
+    if let Some(gone) = (!failed.is_empty()).then(|| scene.engine_gone()).flatten() {
+        for line in failed {
+            line.leave_out(chain(&gone), gone.hint());
+        }
+    }
     Ok(())
 }
 
-/// Reads what no server was there for, with all that its kind knows.
+/// Reads what no server was there for, and what a server did not need, with all that its kind knows.
 fn read_through(
     restore: &Restore<'_>,
-    details: &std::collections::BTreeMap<String, Component>,
+    known: &Manifest,
     scratch: &Path,
     report: &mut Report,
 ) -> Result<(), DrillError> {
     let context = restore.context();
     for line in report.components.iter_mut().filter(|l| l.proof == Proof::Proved) {
-        let Some(component) = details.get(&line.component) else { continue };
-        let work = restore.work_on(&line.component, component);
+        let Some(component) = known.details.get(&line.component) else { continue };
+        let name = line.component.clone();
+        let work = restore.work_on(&name, component);
         let done = match source::rehearsal(&component.kind) {
             Some(Rehearsal::Read(read)) => {
                 check(&context, &work, scratch).and_then(|()| read(&context, &work))
             }
-            Some(Rehearsal::Directory) => {
+            Some(Rehearsal::Directory) if line.place.as_deref() == Some(READ) => {
+                let compared = check(&context, &work, scratch).and_then(|()| source::inventoried(&work));
+                compared.map(|compared| source::Rehearsed { compared, closed: None })
+            }
+            Some(Rehearsal::Directory | Rehearsal::Server(_)) => {
                 check(&context, &work, scratch).map(|()| source::Rehearsed::default())
             }
-            _ => continue,
+            Some(Rehearsal::File) => Ok(source::Rehearsed::default()),
+            None => continue,
         };
         match done {
             Ok(done) => {
@@ -431,12 +534,28 @@ fn read_through(
                 if let (Some((why, hint)), Proof::Proved) = (done.closed, line.proof) {
                     line.leave_out(why, hint);
                 }
+                must_be_counted(line, known.legacy);
             }
             Err(SourceError::Interrupted(i)) => return Err(i.into()),
-            Err(e) => line.fail(chain(&e), None),
+            Err(e) => line.stop(&e),
         }
     }
     Ok(())
+}
+
+/// Where nothing was compared, nothing is proved.
+fn must_be_counted(line: &mut Line, legacy: bool) {
+    let counts_nothing = line.kind == source::COMMAND;
+    if line.proof != Proof::Proved || !line.compared.is_empty() || counts_nothing {
+        return;
+    }
+    let into = line.place.as_deref().filter(|place| *place != READ);
+    let done = into.map_or_else(|| "was read".to_owned(), |place| format!("was brought back into {place}"));
+    let is_server = matches!(source::rehearsal(&line.kind), Some(Rehearsal::Server(_)));
+    match legacy || is_server {
+        true => line.leave_out(format!("it {done}, and the backup has no numbers of it to compare"), None),
+        false => line.fail(format!("it {done}, and the manifest has no numbers of it"), None),
+    }
 }
 
 /// The check that `verify --deep` makes of each member.
@@ -446,6 +565,10 @@ fn check(context: &Context<'_>, work: &Work<'_>, scratch: &Path) -> Result<(), S
         work.open(name, |body| {
             let mut member = Member { name: codec_of(name).0, body, component: work.component, scratch };
             source::check(&mut member).map_err(|e| match e {
+                // Nothing that an archive holds is an error of the system.
+                CheckError::Read(source) if source.raw_os_error().is_some() => {
+                    SourceError::Place { path: scratch.to_owned(), source }
+                }
                 CheckError::Read(source) => {
                     SourceError::Read { what: format!("{name} of the archive"), source }
                 }
@@ -456,14 +579,36 @@ fn check(context: &Context<'_>, work: &Work<'_>, scratch: &Path) -> Result<(), S
     Ok(())
 }
 
+/// That an earlier result of the same bytes stays, where this drill did not look at all that it speaks of.
+fn weightier(earlier: Option<&Drilled>, report: &Report, sha256: &str) -> Option<String> {
+    let earlier = earlier.filter(|e| e.sha256 == sha256 && report.verdict == DrillVerdict::Partly)?;
+    let proved = report.names(Proof::Proved);
+    let all_seen = earlier.proved.iter().chain(&earlier.failed).all(|name| proved.contains(name));
+    let word = match earlier.verdict {
+        DrillVerdict::Good => "good",
+        DrillVerdict::Partly => "partly",
+        DrillVerdict::NotDrilled => "not drilled",
+        DrillVerdict::Bad => "bad",
+    };
+    let time = earlier.time.strftime("%F %T UTC");
+    (!all_seen).then(|| format!("the earlier result stays noted ({word}, {time}): this drill saw less"))
+}
+
 /// Notes the result beside the copy, and in the audit trail. `damaged`: its bytes are not those of the backup.
 fn note(copy: &Found<'_>, report: &mut Report, damaged: bool, world: &World<'_>) {
     let (store, name) = (copy.store(), &copy.entry.name);
-    let sha256 = copy.entry.manifest.as_ref().ok().and_then(|m| m.sha256.clone()).unwrap_or_default();
     let mut noted = Ok(());
-    // Of one that nobody could open nothing new is known.
-    if report.verdict != DrillVerdict::NotDrilled {
-        noted = marks::set(store, &copy.dir, name, &report.to_mark((world.now)(), &sha256));
+    // A mark is one of certain bytes: where the manifest does not read nobody knows which.
+    let sha256 = copy.entry.manifest.as_ref().ok().and_then(|m| m.sha256.as_deref());
+    match (report.verdict, sha256) {
+        // Of one that nobody could open nothing new is known.
+        (DrillVerdict::NotDrilled, _) | (_, None) => {}
+        (_, Some(sha256)) => match weightier(copy.entry.drilled.as_ref(), report, sha256) {
+            Some(kept) => report.notes.push(kept),
+            None => {
+                noted = marks::set(store, &copy.dir, name, &report.to_mark((world.now)(), sha256));
+            }
+        },
     }
     if damaged {
         noted = noted.and(marks::clear::<Verified>(store, &copy.dir, name));

@@ -9,7 +9,9 @@ mod fetch;
 mod put;
 mod safety;
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -261,6 +263,9 @@ pub struct ComponentOutcome {
     pub warnings: Vec<String>,
     pub error: Option<String>,
     pub hint: Option<String>,
+    /// Whether the backup may be at fault, and not only this machine.
+    #[serde(skip)]
+    pub of_backup: bool,
 }
 
 impl ComponentOutcome {
@@ -272,6 +277,7 @@ impl ComponentOutcome {
             warnings: Vec::new(),
             error: None,
             hint: None,
+            of_backup: false,
         }
     }
 
@@ -348,7 +354,21 @@ impl RestoreOutcome {
 /// A component with everything that is needed to bring it back.
 struct Part<'a> {
     chosen: &'a Chosen<'a>,
-    action: Result<Action<'a>, (String, Option<String>)>,
+    action: Result<Action<'a>, Hindrance>,
+}
+
+/// Why a component cannot be brought back.
+struct Hindrance {
+    why: String,
+    hint: Option<String>,
+    /// Whether the backup may be at fault, and not only this machine.
+    of_backup: bool,
+}
+
+impl From<(String, Option<String>)> for Hindrance {
+    fn from((why, hint): (String, Option<String>)) -> Self {
+        Self { why, hint, of_backup: false }
+    }
 }
 
 enum Action<'a> {
@@ -371,6 +391,8 @@ pub struct Restore<'a> {
     docker: Result<Docker, DockerError>,
     own_dirs: Vec<PathBuf>,
     holds: Holds<'a>,
+    /// What the components need on each file system, by its number, where nothing old makes room for them.
+    claims: Option<RefCell<BTreeMap<u64, u64>>>,
 }
 
 impl<'a> Restore<'a> {
@@ -389,10 +411,13 @@ impl<'a> Restore<'a> {
             .any(|s| s.source.needs_docker() || s.source.may_be_mounted() || !s.dependents.is_empty());
         // A service of that name in another stack is not what the data came from.
         let docker = connect_if(needed, setup, world)?.map(|d| d.else_in_project(project_of(chosen)));
-        Ok(Self::within(setup, request, fetched, chosen, world, docker, holds(&setup.agent, world)))
+        let holds = holds(&setup.agent, world);
+        let own_dirs = own_dirs_of(setup);
+        Ok(Self { setup, request, fetched, chosen, world, docker, own_dirs, holds, claims: None })
     }
 
-    /// A restore that is a part of something else, which knows the engine and began the run.
+    /// A restore that is a part of something else, which knows the engine and began the run, to where there is nothing yet:
+    /// what its components need adds up.
     pub(super) fn within(
         setup: &'a Setup,
         request: &'a Request,
@@ -403,7 +428,8 @@ impl<'a> Restore<'a> {
         holds: Holds<'a>,
     ) -> Self {
         let own_dirs = own_dirs_of(setup);
-        Self { setup, request, fetched, chosen, world, docker, own_dirs, holds }
+        let claims = Some(RefCell::default());
+        Self { setup, request, fetched, chosen, world, docker, own_dirs, holds, claims }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -429,14 +455,14 @@ impl<'a> Restore<'a> {
     }
 
     fn parts(&self) -> Result<Vec<Part<'_>>, RestoreError> {
+        if let Some(claims) = &self.claims {
+            claims.borrow_mut().clear();
+        }
         self.chosen.iter().map(|chosen| Ok(Part { chosen, action: self.action(chosen)? })).collect()
     }
 
-    fn action(
-        &self,
-        chosen: &Chosen<'_>,
-    ) -> Result<Result<Action<'_>, (String, Option<String>)>, RestoreError> {
-        let cannot = |why: String, hint: &str| Ok(Err((why, Some(hint.to_owned()))));
+    fn action(&self, chosen: &Chosen<'_>) -> Result<Result<Action<'_>, Hindrance>, RestoreError> {
+        let cannot = |why: String, hint: &str| Ok(Err((why, Some(hint.to_owned())).into()));
         let elsewhere = "restore it elsewhere with --to DIR, then follow RESTORE.md";
         let found = self.setup.sources.iter().find(|s| s.name.as_str() == chosen.name);
         let Some(Configured { kind, source, .. }) = found else {
@@ -470,21 +496,26 @@ impl<'a> Restore<'a> {
         &'b self,
         chosen: &Chosen<'_>,
         source: &'b dyn Source,
-    ) -> Result<Result<Action<'b>, (String, Option<String>)>, RestoreError> {
+    ) -> Result<Result<Action<'b>, Hindrance>, RestoreError> {
         let (context, work) = (self.context(), self.work_of(chosen));
         let closed = match source.originals(&context, &work) {
             Ok(Originals::Open(target)) => return self.surveyed(chosen, target),
             // Without a configuration there are no live files for references to lie beside.
-            Ok(Originals::Closed(why, hint)) if self.request.reach.is_some() => return Ok(Err((why, hint))),
+            Ok(Originals::Closed(why, hint)) if self.request.reach.is_some() => {
+                return Ok(Err((why, hint).into()));
+            }
             Ok(Originals::Closed(why, hint)) => Some((why, hint)),
             Ok(Originals::None) => None,
             Err(e) => return self.not_ready(chosen, e),
         };
         match source.references(&context, &work) {
-            Ok(files) if files.is_empty() => Ok(Err(closed.unwrap_or_else(|| {
-                let hint = "see what there is: write it elsewhere with --to DIR".to_owned();
-                ("none of the files that the configuration names now is in it".to_owned(), Some(hint))
-            }))),
+            Ok(files) if files.is_empty() => {
+                let closed = closed.unwrap_or_else(|| {
+                    let hint = "see what there is: write it elsewhere with --to DIR".to_owned();
+                    ("none of the files that the configuration names now is in it".to_owned(), Some(hint))
+                });
+                Ok(Err(closed.into()))
+            }
             Ok(files) => Ok(Ok(Action::Refer { files, closed })),
             Err(e) => self.not_ready(chosen, e),
         }
@@ -494,11 +525,11 @@ impl<'a> Restore<'a> {
         &'b self,
         chosen: &Chosen<'_>,
         target: Box<dyn Target + 'b>,
-    ) -> Result<Result<Action<'b>, (String, Option<String>)>, RestoreError> {
+    ) -> Result<Result<Action<'b>, Hindrance>, RestoreError> {
         match target.survey(&self.context(), &self.work_of(chosen)) {
-            Ok((disk, bytes)) => match enough(&disk, bytes) {
+            Ok((disk, bytes)) => match self.enough(&disk, bytes) {
                 Ok(()) => Ok(Ok(Action::Put(target))),
-                Err(e) => Ok(Err((chain(&e), e.hint()))),
+                Err(e) => Ok(Err((chain(&e), e.hint()).into())),
             },
             Err(e) => self.not_ready(chosen, e),
         }
@@ -508,14 +539,39 @@ impl<'a> Restore<'a> {
         &self,
         chosen: &Chosen<'_>,
         e: SourceError,
-    ) -> Result<Result<T, (String, Option<String>)>, RestoreError> {
+    ) -> Result<Result<T, Hindrance>, RestoreError> {
+        let of_backup = !e.is_of_this_machine();
         match e {
             SourceError::Interrupted(i) => Err(i.into()),
             e @ SourceError::Docker(DockerError::NoContainer { .. }) => {
-                Ok(Err((chain(&e), Some(compose::make_containers(chosen.component)))))
+                let hint = Some(compose::make_containers(chosen.component));
+                Ok(Err(Hindrance { why: chain(&e), hint, of_backup }))
             }
-            e => Ok(Err((self.world.vault.scrub(&chain(&e)), e.hint()))),
+            e => {
+                let why = self.world.vault.scrub(&chain(&e));
+                Ok(Err(Hindrance { why, hint: e.hint(), of_backup }))
+            }
         }
+    }
+
+    /// An error unless `bytes` fit on the disk of `dir`, beside what others need there.
+    fn enough(&self, dir: &Path, bytes: u64) -> Result<(), RestoreError> {
+        let look = |source| RestoreError::Look { path: dir.to_owned(), source };
+        let free = crate::archive::compress::free_bytes(dir).map_err(look)?;
+        let mut claims = self.claims.as_ref().map(|claims| claims.borrow_mut());
+        let claimed = match &mut claims {
+            Some(claims) => Some(claims.entry(std::fs::metadata(dir).map_err(look)?.dev()).or_default()),
+            None => None,
+        };
+        let needed = claimed.as_ref().map_or(0, |n| **n).saturating_add(bytes);
+        if free < needed {
+            let (free, needed) = (show_bytes(free), show_bytes(needed));
+            return Err(RestoreError::Space { path: dir.to_owned(), free, needed });
+        }
+        if let Some(claimed) = claimed {
+            *claimed = needed;
+        }
+        Ok(())
     }
 
     fn work_of<'b>(&'b self, chosen: &'b Chosen<'b>) -> Work<'b> {
@@ -552,7 +608,7 @@ impl<'a> Restore<'a> {
                 hint: None,
             };
             match part.action {
-                Err((problem, hint)) => (line.problem, line.hint) = (Some(problem), hint),
+                Err(hindrance) => (line.problem, line.hint) = (Some(hindrance.why), hindrance.hint),
                 Ok(Action::Refer { files, closed }) => {
                     if let Some((why, _)) = closed {
                         line.then = format!("references only: {why}");
@@ -701,7 +757,10 @@ impl<'a> Restore<'a> {
         let mut containers = Vec::new();
         let mut outcome = ComponentOutcome::of(name, Fate::NotRestored);
         match &part.action {
-            Err((why, hint)) => (outcome.error, outcome.hint) = (Some(why.clone()), hint.clone()),
+            Err(hindrance) => {
+                outcome.of_backup = hindrance.of_backup;
+                (outcome.error, outcome.hint) = (Some(hindrance.why.clone()), hindrance.hint.clone());
+            }
             Ok(Action::LeaveAlone) => {
                 outcome.fate = Fate::LeftAlone;
                 return (outcome, Ok(containers));
@@ -736,6 +795,7 @@ impl<'a> Restore<'a> {
                             Fate::Restored => Fate::Kept,
                             other => other,
                         };
+                        outcome.of_backup |= !e.is_of_this_machine();
                         outcome.error = Some(self.world.vault.scrub(&chain(&e)));
                         outcome.hint = e.hint();
                     }
@@ -787,17 +847,6 @@ fn project_of<'a>(chosen: &[Chosen<'a>]) -> Option<&'a str> {
 /// `tars-home.env.reference`, beside the live file.
 fn reference(live: &Path) -> PathBuf {
     with_ending(live, ".reference")
-}
-
-/// An error unless `bytes` fit on the disk of `dir`.
-fn enough(dir: &Path, bytes: u64) -> Result<(), RestoreError> {
-    let free = crate::archive::compress::free_bytes(dir)
-        .map_err(|source| RestoreError::Look { path: dir.to_owned(), source })?;
-    if free >= bytes {
-        return Ok(());
-    }
-    let (free, needed) = (show_bytes(free), show_bytes(bytes));
-    Err(RestoreError::Space { path: dir.to_owned(), free, needed })
 }
 
 /// Writes the data of the chosen components below `to`, and touches nothing else.

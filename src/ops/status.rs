@@ -77,6 +77,8 @@ pub struct Restorable {
     pub verified: Option<Verified>,
     /// When a drill last brought it back out of that store, and out of which backup.
     pub drilled: Option<LastDrill>,
+    /// Whether the last drill of this very backup could not bring it back.
+    pub drill_failed: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -242,6 +244,7 @@ fn restorable(
         timestamp,
         age_s: timestamp.and_then(|t| u64::try_from(now.as_second() - t.as_second()).ok()),
         verified: best.filter(|e| e.is_verified()).and_then(|e| e.verified.clone()),
+        drill_failed: best.and_then(drill_of).is_some_and(|d| could_not(d, component)),
         drilled: drills(entries)
             .filter(|(_, d)| d.proved.iter().any(|name| name == component))
             .map(|(e, d)| LastDrill { time: d.time, backup: e.name.clone(), rto_ms: d.rto_ms })
@@ -250,12 +253,52 @@ fn restorable(
 }
 
 /// Drills of the very bytes that are stored.
-fn drills(entries: &[Entry]) -> impl Iterator<Item = (&Entry, &Drilled)> {
-    let stored = |e: &Entry| e.manifest.as_ref().ok().and_then(|m| m.sha256.clone());
-    entries
-        .iter()
-        .filter_map(|e| Some((e, e.drilled.as_ref()?)))
-        .filter(move |(e, d)| stored(e).as_deref() == Some(&d.sha256))
+fn drills(entries: &[Entry]) -> impl DoubleEndedIterator<Item = (&Entry, &Drilled)> {
+    entries.iter().filter_map(|e| Some((e, drill_of(e)?)))
+}
+
+/// The drill of the very bytes that are stored.
+fn drill_of(entry: &Entry) -> Option<&Drilled> {
+    let stored = entry.manifest.as_ref().ok().and_then(|m| m.sha256.as_deref());
+    entry.drilled.as_ref().filter(|d| stored == Some(&d.sha256))
+}
+
+/// Whether it found the component bad. With the bytes of the backup all of it is.
+fn could_not(drill: &Drilled, component: &str) -> bool {
+    let names = &drill.failed;
+    drill.verdict == DrillVerdict::Bad && (names.is_empty() || names.iter().any(|name| name == component))
+}
+
+/// Every backup that a drill found bad: a problem until a newer one brought back what it could not.
+fn drilled_badly(store: &dyn Store, place: &str, entries: &[Entry], status: &mut Status) {
+    let last = drills(entries).max_by_key(|(_, d)| d.time).map(|(e, _)| &e.name);
+    for (at, (entry, drill)) in drills(entries).enumerate() {
+        if drill.verdict != DrillVerdict::Bad {
+            continue;
+        }
+        let is_last = last == Some(&entry.name);
+        let newer = drills(entries).skip(at + 1).map(|(_, d)| d);
+        let came_back = |d: &Drilled| match drill.failed.as_slice() {
+            [] => d.verdict != DrillVerdict::Bad,
+            names => names.iter().all(|name| d.proved.contains(name)),
+        };
+        let mended = newer.into_iter().any(came_back);
+        let which = if is_last { "the last drill" } else { "a drill" };
+        let found = match drill.failed.as_slice() {
+            [] => format!("{which} of {place} found {} damaged", entry.name),
+            names => {
+                format!("{which} of {place} could not bring {} back out of {}", names.join(", "), entry.name)
+            }
+        };
+        let again = format!("tars-backup drill {} --from {}", entry.name, store.name());
+        match mended && !is_last {
+            true => {
+                let what = format!("{found}; a newer backup was brought back since");
+                status.warnings.push(Remark::new(what, again));
+            }
+            false => status.problems.push(Remark::new(found, again)),
+        }
+    }
 }
 
 /// Where drills are wanted: what has waited for one for longer than the timer lets it.
@@ -305,8 +348,16 @@ fn judge(
     let again = format!("tars-backup backup --tier {}", tier.name);
     for entry in entries {
         let Err(damage) = &entry.manifest else { continue };
-        let what = format!("{} of {place} is damaged: {}", entry.name, chain(damage));
-        status.problems.push(Remark::new(what, format!("tars-backup verify {}", entry.name)));
+        let (what, hint) = match damage.of_newer() {
+            Some(hint) => {
+                (format!("{} of {place} cannot be judged: {}", entry.name, chain(damage)), hint.to_owned())
+            }
+            None => (
+                format!("{} of {place} is damaged: {}", entry.name, chain(damage)),
+                format!("tars-backup verify {}", entry.name),
+            ),
+        };
+        status.problems.push(Remark::new(what, hint));
     }
     let newest = entries.iter().rev().find(|e| counts(e));
     let timestamp = newest.and_then(|e| e.manifest.as_ref().ok()).and_then(time_of);
@@ -333,21 +384,7 @@ fn judge(
             status.warnings.push(Remark::new(format!("there is no backup of {place} yet"), again));
         }
     }
-    if let Some((entry, drill)) = drills(entries).max_by_key(|(_, d)| d.time)
-        && drill.verdict == DrillVerdict::Bad
-    {
-        let what = match drill.failed.as_slice() {
-            [] => format!("the last drill of {place} found {} damaged", entry.name),
-            names => format!(
-                "the last drill of {place} could not bring {} back out of {}",
-                names.join(", "),
-                entry.name
-            ),
-        };
-        status
-            .problems
-            .push(Remark::new(what, format!("tars-backup drill {} --from {}", entry.name, store.name())));
-    }
+    drilled_badly(store, &place, entries, status);
     let latest = entries.last().filter(|e| newest.is_none_or(|n| n.name < e.name));
     if let Some((entry, manifest)) = latest.and_then(|e| Some((e, e.manifest.as_ref().ok()?))) {
         if entry.has_open_anomaly() {

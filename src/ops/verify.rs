@@ -19,7 +19,7 @@ use crate::format::tarwalk::{Body, Entry as TarEntry, Kind, TarError};
 use crate::hint::chain;
 use crate::id::{parts_file, sha256_file, show_name};
 use crate::legacy;
-use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, sha256_line};
+use crate::manifest::{CONFIG_DIR, ComponentState, Manifest, State, sha256_line};
 use crate::marks::{self, Depth, Verified};
 use crate::progress::{Event, Monitor, What};
 use crate::source::{self, Member};
@@ -37,6 +37,9 @@ pub struct Report {
     pub good: bool,
     /// Every fault that was found; empty when it is good.
     pub faults: Vec<String>,
+    /// Whether only a newer version can check it.
+    #[serde(skip)]
+    pub newer: bool,
     /// Why it could not be checked to its end: then it is neither good nor, without a fault, bad.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unchecked: Option<String>,
@@ -65,11 +68,15 @@ pub fn verify(
         as_asked: true,
         good: false,
         faults: Vec::new(),
+        newer: false,
         unchecked: None,
         notes: Vec::new(),
     };
     match &found.entry.manifest {
-        Err(damage) => report.faults.push(chain(damage)),
+        Err(damage) => match damage.of_newer() {
+            Some(hint) => leave_to_newer(&chain(damage), hint, &mut report),
+            None => report.faults.push(chain(damage)),
+        },
         Ok(manifest) => match check(found, manifest, depth, scratch, world, &mut report) {
             Ok(()) => {}
             Err(StoreError::Interrupted(i)) => return Err(i),
@@ -86,13 +93,19 @@ pub fn verify(
     Ok(report)
 }
 
+fn leave_to_newer(why: &str, hint: &str, report: &mut Report) {
+    report.newer = true;
+    report.unchecked = Some(format!("{why}: {hint}"));
+}
+
 /// Renews the mark of a good copy; takes that of a bad one away, so that nothing relies on it. Of one that could not be
 /// checked nothing new is known.
 fn note(found: &Found<'_>, report: &mut Report, world: &World<'_>) {
     let (store, name) = (found.store(), &found.entry.name);
     if let (Some(why), true) = (&report.unchecked, report.faults.is_empty()) {
         let text = format!("{name} in {} could not be checked: {why}", store.name());
-        let event = Event::new(What::StoreFailed, text);
+        let what = if report.newer { What::Warning } else { What::StoreFailed };
+        let event = Event::new(what, text);
         world.monitor.event(event.backup(name).store(store.name()));
         return;
     }
@@ -180,6 +193,8 @@ enum Fault {
     Bad(String),
     /// This machine could not do what a check needs: it says nothing of the archive.
     Here(String),
+    /// Only a newer version can: why, and what to do.
+    Newer(String, &'static str),
 }
 
 impl From<TarError> for Fault {
@@ -217,6 +232,7 @@ fn look_inside(
         Ok(()) => {}
         Err(Fault::Bad(text)) => report.faults.push(text),
         Err(Fault::Here(text)) => report.unchecked = Some(text),
+        Err(Fault::Newer(why, hint)) => leave_to_newer(&why, hint, report),
     }
 }
 
@@ -356,7 +372,10 @@ fn check_inner(
         .map_err(|e| Fault::Bad(format!("{}: {e}", layout::MANIFEST)))?;
     let digest = hex::encode(Sha256::digest(&text));
     match Manifest::read_inner(&text) {
-        Err(e) => faults.push(format!("{}: {}", layout::MANIFEST, chain(&e))),
+        Err(e) => match e.of_newer() {
+            Some(hint) => return Err(Fault::Newer(format!("{}: {}", layout::MANIFEST, chain(&e)), hint)),
+            None => faults.push(format!("{}: {}", layout::MANIFEST, chain(&e))),
+        },
         Ok(inner) if inner.is_told_by(sidecar) => return Ok((digest, Some(inner))),
         Ok(_) => faults.push("the manifest inside differs from the one beside the archive".to_owned()),
     }
@@ -428,6 +447,15 @@ fn compare(seen: &BTreeMap<String, String>, manifest: &Manifest, report: &mut Re
     for file in seen.keys() {
         if !manifest.checksums.contains_key(file) && file != layout::MANIFEST && file != layout::GUIDE {
             report.faults.push(format!("{file} is in the archive, but not in the manifest"));
+        }
+    }
+    for name in manifest.missing() {
+        // It failed, and is none without which a backup would be partial.
+        let harmless =
+            manifest.failed_components.iter().any(|f| f == name) && manifest.state != State::Partial;
+        match harmless {
+            true => report.notes.push(format!("the component {name} is not in it")),
+            false => report.faults.push(format!("the component {name} should be in it, and is not")),
         }
     }
     for (name, component) in &manifest.details {

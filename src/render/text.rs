@@ -412,13 +412,20 @@ pub fn status(s: &Status) -> String {
     ])];
     for c in &s.components {
         let verified = c.verified.as_ref().and_then(|v| v.time.parse().ok());
+        let drilled = match &c.drilled {
+            _ if c.drill_failed => "BAD".to_owned(),
+            Some(d) if c.backup.as_ref() != Some(&d.backup) => {
+                format!("{} ({})", utc(Some(d.time)), d.backup)
+            }
+            other => utc(other.as_ref().map(|d| d.time)),
+        };
         cells.push(vec![
             c.component.clone(),
             c.store.clone(),
             utc(c.timestamp),
             age(c.age_s),
             utc(verified),
-            utc(c.drilled.as_ref().map(|d| d.time)),
+            drilled,
             name(&c.backup),
         ]);
     }

@@ -80,7 +80,8 @@ fn read(name: &Name, s: &Section<'_>, limits: Limits) -> Box<dyn Source> {
     })
 }
 
-/// A server that keeps its data where the other one did. Without a token: nobody else can reach it.
+/// A server that keeps its data where the other one did. It is asked over the network, and without a token: no container
+/// reaches it, but any process of this host does while the drill runs.
 fn throwaway(component: &Component, image: &Image) -> Throwaway {
     let argv: Vec<String> = image.entrypoint.iter().chain(&image.cmd).cloned().collect();
     let image_name = component.facts.get("image").and_then(Value::as_str).unwrap_or_default();
@@ -104,6 +105,8 @@ fn throwaway(component: &Component, image: &Image) -> Throwaway {
         volumes: image.volumes_with(&[&path]),
         env: env.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),
         cmd: by_command.then(|| run.to_vec()),
+        by_network: true,
+        ..Throwaway::default()
     }
 }
 

@@ -233,9 +233,7 @@ fn open(work: &Work<'_>, keyring: &Keyring, vault: &Vault, cancel: &Cancel) -> R
                 Some("name one: --identity FILE".into()),
             );
         }
-        Err(e) => {
-            return Err(SourceError::Bad { what: "the identity".into(), why: chain(&e), hint: e.hint() });
-        }
+        Err(e) => return Err(SourceError::Key(e)),
     };
     let read = |source| SourceError::Read { what: format!("{} of the archive", originals::MEMBER), source };
     let sealed = File::open(work.dir.join(originals::MEMBER)).map_err(read)?;
@@ -397,9 +395,14 @@ fn rehearse(context: &Context<'_>, work: &Work<'_>) -> Result<Rehearsed, SourceE
         let there =
             listed.filter_map(|line| line.rsplit_once('\t')).filter(|(_, m)| members.iter().any(|x| x == m));
         done.compared.push(Compared::exactly("files", fact("files"), there.count() as u64));
+    } else if work.fact("files").is_some() {
+        done.compared.push(Compared::exactly("files", fact("files"), 0));
     }
     match open(work, context.keyring, context.vault, context.cancel)? {
-        Opened::None => {}
+        Opened::None => {
+            let promised = ["originals", "secrets"].into_iter().filter(|key| fact(key) > 0);
+            done.compared.extend(promised.map(|key| Compared::exactly(key, fact(key), 0)));
+        }
         Opened::Closed(why, hint) => done.closed = Some((why, hint)),
         Opened::Open(found) => {
             let secrets = found.iter().filter(|f| f.name.starts_with(b"credentials/")).count() as u64;

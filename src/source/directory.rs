@@ -17,8 +17,11 @@ use crate::id::{Name, show_name};
 use crate::manifest::Component;
 use crate::mounts;
 use crate::staging::Stage;
-use crate::target::{Target, TreeTarget};
+use crate::target::{Compared, Target, TreeTarget, Work};
 use std::io::Write;
+
+/// What an inventory counts.
+const NUMBERS: [&str; 3] = ["files", "directories", "bytes"];
 
 pub const KIND: Kind = Kind {
     critical: true,
@@ -229,12 +232,36 @@ fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
         std::io::Read::read_to_end(&mut member.body, &mut text).map_err(CheckError::Read)?;
         let found: Map<String, Value> =
             serde_json::from_slice(&text).map_err(|e| CheckError::Bad(format!("not an inventory: {e}")))?;
-        if found.get("digest") != member.component.facts.get("digest") {
+        let facts = &member.component.facts;
+        if found.get("digest") != facts.get("digest") {
             return Err(CheckError::Bad("its digest is not the one of the manifest".into()));
+        }
+        for key in NUMBERS {
+            let number = |all: &Map<String, Value>| all.get(key).and_then(Value::as_u64);
+            let shown = |n: Option<u64>| n.map_or_else(|| "nothing".to_owned(), |n| n.to_string());
+            let (then, now) = (number(facts), number(&found));
+            if then.is_none() || then != now {
+                let why = format!("{key}: the manifest says {}, found {}", shown(then), shown(now));
+                return Err(CheckError::Bad(why));
+            }
         }
         return Ok(());
     }
     check_tree(member)
+}
+
+/// The numbers of the manifest beside those of the inventory in the archive; empty where that is none.
+pub fn inventoried(work: &Work<'_>) -> Result<Vec<Compared>, SourceError> {
+    let Ok(member) = work.member(".inventory.json") else { return Ok(Vec::new()) };
+    let found: Map<String, Value> = work.open(member, |body| {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(body, &mut text)
+            .map_err(|source| SourceError::Read { what: format!("{member} of the archive"), source })?;
+        serde_json::from_slice(&text).map_err(|e| SourceError::bad(member, format!("not an inventory: {e}")))
+    })?;
+    let number = |all: &Map<String, Value>, key: &str| all.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let facts = &work.component.facts;
+    Ok(NUMBERS.map(|key| Compared::exactly(key, number(facts, key), number(&found, key))).to_vec())
 }
 
 fn restore(_: &str, component: &Component) -> String {

@@ -82,7 +82,7 @@ fn throwaway(component: &Component, image: &Image) -> Throwaway {
     Throwaway {
         volumes: image.volumes_with(&[data]),
         env: env.map(|(key, value)| (key.to_owned(), value)).to_vec(),
-        cmd: None,
+        ..Throwaway::default()
     }
 }
 

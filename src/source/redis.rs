@@ -89,7 +89,13 @@ fn throwaway(component: &Component, image: &Image) -> Throwaway {
         _ => None,
     };
     let dir = if image.working_dir.len() > 1 { image.working_dir.as_str() } else { "/data" };
-    Throwaway { volumes: image.volumes_with(&[dir]), env: Vec::new(), cmd }
+    Throwaway {
+        volumes: image.volumes_with(&[dir]),
+        cmd,
+        // It keeps its data as its image does, whatever the other one was told.
+        forget: vec!["dir", "dbfilename", "appenddirname", "appendfilename"],
+        ..Throwaway::default()
+    }
 }
 
 /// Where the dump file is read from.
@@ -213,6 +219,10 @@ impl Source for Redis {
 
     fn uses(&self) -> Uses<'_> {
         Uses { container: Some(&self.selector), ..Uses::default() }
+    }
+
+    fn more_limits(&self) -> Vec<(&'static str, Duration)> {
+        vec![("save_timeout", self.save_timeout)]
     }
 
     fn method(&self) -> String {

@@ -2,7 +2,10 @@
 //! all of it is removed. What could go wrong: a drill that reaches what is live, that leaves something behind, or that says
 //! good of what it has not seen.
 
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,7 +14,7 @@ use crate::forge::forge;
 use crate::lab::{CHROMA, Lab, OLD_CHROMA, lab_file, source, until};
 use crate::postgres;
 use crate::servers::{BUCKET, KEY, KEY_ID, S3Server, S3sFs};
-use crate::support::{Home, PROGRAM, run, sh};
+use crate::support::{Home, PROGRAM, Running, run, sh};
 
 struct Stack {
     lab: Lab,
@@ -209,7 +212,14 @@ fn what_a_drill_makes_is_in_a_network_of_its_own_and_carries_no_other_label() {
         let networks = seen["NetworkSettings"]["Networks"].as_object().unwrap();
         assert_eq!(networks.len(), 1);
         let network = networks.keys().next().unwrap();
-        assert_eq!(stack.lab.ok(&["network", "inspect", "-f", "{{.Internal}}", network]).trim(), "true");
+        match service {
+            "chromadb" => {
+                let internal = stack.lab.ok(&["network", "inspect", "-f", "{{.Internal}}", network]);
+                assert_eq!(internal.trim(), "true");
+            }
+            // Asked by commands in it alone.
+            _ => assert_eq!(network, "none", "{service}"),
+        }
     };
     ["postgres", "redis", "chromadb"].iter().for_each(|s| check(s));
     running.signal("CONT");
@@ -242,6 +252,164 @@ fn facts_that_lie_fail_the_service_that_they_are_about() {
         assert_eq!(report["verdict"], "bad", "{report}");
         stack.only(&report, component, "failed", why);
     }
+}
+
+#[test]
+fn keys_that_were_never_counted_are_loaded_and_not_called_proved() {
+    let stack = Stack::new();
+    forge(&stack.home, Some(&stack.recipient), |_, manifest| {
+        let facts = manifest["details"]["redis"]["facts"].as_object_mut().unwrap();
+        facts.remove("databases");
+    });
+    let report = stack.drill(2, &[]);
+    assert_eq!(report["verdict"], "partly", "{report}");
+    stack.only(&report, "redis", "not_drilled", &["throwaway container", "no numbers of it to compare"]);
+}
+
+#[test]
+fn rows_that_the_manifest_does_not_count_fail() {
+    let stack = Stack::new();
+    forge(&stack.home, Some(&stack.recipient), |_, manifest| {
+        let databases = &mut manifest["details"]["postgres"]["facts"]["databases"];
+        databases["tars_home"].as_object_mut().unwrap().remove("rows");
+    });
+    let report = stack.drill(1, &[]);
+    stack.only(&report, "postgres", "failed", &["rows"]);
+}
+
+#[test]
+fn an_export_is_read_although_no_server_needs_it() {
+    let lab = Lab::new();
+    let chroma = lab.chroma(CHROMA, "chromadb", None, None);
+    lab.chroma_py(&chroma, &["seed"]);
+    let home = Home::new().source("chromadb", &source("chromadb", &chroma, "export = [\"hot\"]")).ready();
+    home.backup(0);
+    let drill = |code: i32| home.tars(&["drill", "--json"]).expect(code).json();
+    assert_eq!(drill(0)["verdict"], "good");
+    // The last record is gone.
+    forge(&home, None, |dir, _| {
+        sh(&format!(
+            "f=$(find '{}/chromadb-export' -name '*.jsonl.gz' -size +200c | head -1); gunzip \"$f\"; f=${{f%.gz}}
+             sed -i '$d' \"$f\"; gzip \"$f\"",
+            dir.display()
+        ));
+    });
+    let report = drill(1);
+    let reason = line(&report, "chromadb")["reason"].as_str().unwrap();
+    assert!(reason.contains("chromadb-export/") && reason.contains("lines"), "{report}");
+}
+
+#[test]
+fn a_server_with_names_or_tablespaces_of_its_own_is_not_called_bad() {
+    let lab = Lab::new();
+    let data = format!("{}:/data", lab.volume("redis_data"));
+    let own = ["--appendonly", "yes", "--dir", "/data/own", "--dbfilename", "own.rdb"];
+    let own = [&own[..], &["--appenddirname", "own-aof", "--appendfilename", "own.aof"]].concat();
+    lab.ok(&[
+        "run",
+        "--rm",
+        "--label",
+        "tars-lab=test",
+        "--network",
+        "none",
+        "-v",
+        &data,
+        "redis:7-alpine",
+        "sh",
+        "-c",
+        "mkdir /data/own; chown redis /data/own",
+    ]);
+    let redis = lab.redis("redis", &["-v", &data], &own);
+    lab.redis_cli(&redis, &["MSET", "a", "1", "b", "2"]);
+    let pg = lab.postgres("postgres");
+    lab.ok(&["exec", "-u", "postgres", &pg, "mkdir", "-p", "/var/lib/postgresql/fast"]);
+    lab.sql(&pg, "tars_home", "CREATE TABLESPACE fast LOCATION '/var/lib/postgresql/fast'");
+    lab.sql(&pg, "tars_home", "CREATE TABLE t TABLESPACE fast AS SELECT 1 AS n");
+    let home = Home::new()
+        .source("redis", &source("redis", &redis, "save_timeout = \"90s\"\ntimeout = \"2h\""))
+        .source("postgres", &source("postgres", &pg, "idle_timeout = \"77s\""))
+        .ready();
+    home.backup(0);
+    let report = home.tars(&["drill", "--json"]).expect(2).json();
+    assert_eq!(found(&report, "redis", "lasting keys of database 0"), 2);
+    assert_eq!(line(&report, "redis")["proof"], "proved", "{report}");
+    let postgres = line(&report, "postgres");
+    assert_eq!(postgres["proof"], "not_drilled", "{report}");
+    assert!(postgres["reason"].as_str().unwrap().contains("no tablespace fast"), "{report}");
+}
+
+/// The socket of the engine under another name, until it is taken away with all that goes through it.
+struct Socket {
+    path: PathBuf,
+    open: Arc<Mutex<Option<Vec<UnixStream>>>>,
+}
+
+impl Socket {
+    fn to_engine(path: PathBuf) -> Self {
+        let engine = std::env::var("DOCKER_HOST").unwrap().trim_start_matches("unix://").to_owned();
+        let listener = UnixListener::bind(&path).unwrap();
+        let open = Arc::new(Mutex::new(Some(Vec::new())));
+        let known = open.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), UnixStream::connect(&engine).unwrap());
+                let Some(open) = &mut *known.lock().unwrap() else { return };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    open.push(from.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(std::net::Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self { path, open }
+    }
+
+    fn take_away(&self) {
+        std::fs::remove_file(&self.path).unwrap();
+        for stream in self.open.lock().unwrap().take().unwrap() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn an_engine_that_goes_away_says_nothing_of_the_backup() {
+    let stack = Stack::new();
+    stack.drill(0, &[]);
+    let mark = std::fs::read(stack.home.object(".drilled")).unwrap();
+    let key = stack.home.at("key.txt");
+    let journal = stack.home.path("state/run.journal");
+    // Lines of the journal: its containers are about to be made; services are being loaded.
+    for (at, wanted) in [3, 6, 9].into_iter().enumerate() {
+        let socket = Socket::to_engine(stack.home.path(&format!("engine-{at}.sock")));
+        let mut drill = stack.home.command(&["drill", "--json", "--identity", &key]);
+        drill.env("DOCKER_HOST", format!("unix://{}", socket.path.display()));
+        drill.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let drill = Running { child: drill.spawn().unwrap() };
+        until("the drill is at work", || {
+            let text = std::fs::read(&journal).unwrap_or_default();
+            text.iter().filter(|b| **b == b'\n').count() >= wanted
+        });
+        socket.take_away();
+        let pid = drill.pid();
+        let report = drill.end().expect(1).json();
+        let lines = report["components"].as_array().unwrap();
+        assert!(lines.iter().all(|l| l["proof"] != "failed"), "{wanted}: {report}");
+        assert!(lines.iter().any(|l| l["proof"] == "not_drilled"), "{wanted}: {report}");
+        assert!(
+            report["left"].as_array().unwrap().iter().any(|l| l.to_string().contains("recover")),
+            "{report}"
+        );
+        assert_eq!(std::fs::read(stack.home.object(".drilled")).unwrap(), mark, "what was proved stays");
+        // The journal knows where the engine was.
+        let _back = Socket::to_engine(socket.path.clone());
+        stack.home.tars(&["recover"]).expect(0);
+        assert_eq!(stack.of_drills(pid), Vec::<String>::new());
+    }
+    stack.drill(0, &[]);
 }
 
 #[test]

@@ -17,8 +17,10 @@ use crate::manifest::Component;
 use crate::ops::World;
 use crate::ops::backup::holds;
 use crate::progress::{Event, What};
-use crate::run_journal::{Drill, Step};
+use crate::run_journal::{Drill, Helper, Step};
 use crate::setup::{self, Setup};
+use crate::source::Configured;
+use crate::units::write_duration;
 
 /// Where one component is brought back.
 pub struct Place {
@@ -27,6 +29,8 @@ pub struct Place {
     pub kind: String,
     /// For a person.
     pub shown: String,
+    /// Facts of where it came from that are not true of it.
+    pub forget: Vec<&'static str>,
     /// The rest of the table of that source.
     settings: String,
 }
@@ -45,6 +49,8 @@ pub struct Scene<'a> {
     docker: Option<Result<Docker, DockerError>>,
     network: Option<String>,
     begun: bool,
+    /// Whether the engine may still make what it was asked for: it did not answer.
+    in_doubt: bool,
 }
 
 impl<'a> Scene<'a> {
@@ -60,6 +66,7 @@ impl<'a> Scene<'a> {
             docker: None,
             network: None,
             begun: false,
+            in_doubt: false,
         }
     }
 
@@ -87,6 +94,7 @@ impl<'a> Scene<'a> {
             component: component.to_owned(),
             kind: "directory".into(),
             shown: "a scratch directory".into(),
+            forget: Vec::new(),
             settings: format!("path = {}", quoted(&path.display().to_string())),
         });
     }
@@ -98,6 +106,7 @@ impl<'a> Scene<'a> {
             component: component.to_owned(),
             kind: kind.to_owned(),
             shown: "a scratch file".into(),
+            forget: Vec::new(),
             settings: format!("path = {}", quoted(&path.display().to_string())),
         });
     }
@@ -122,17 +131,22 @@ impl<'a> Scene<'a> {
         };
         self.begin(Some(&docker))?;
         let name = format!("{}-{component}", self.prefix());
+        let throwaway = make(wanted, &image);
         // Deaf to the interrupt, which would leave us in doubt about what the engine does.
         let made = (|engine: Docker| {
             let network = match &self.network {
-                Some(network) => network.clone(),
-                None => self.network.insert(engine.create_drill_network(&self.id)?).clone(),
+                _ if !throwaway.by_network => None,
+                Some(network) => Some(network.clone()),
+                None => Some(self.network.insert(engine.create_drill_network(&self.id)?).clone()),
             };
-            engine.create_throwaway(&self.id, &network, &name, &reference, &make(wanted, &image))
+            engine.create_throwaway(&self.id, network.as_deref(), &name, &reference, &throwaway)
         })(docker.undisturbed());
         let id = match made {
             Ok(id) => id,
-            Err(e) => return Ok(Err((format!("no container can be made for it: {}", chain(&e)), e.hint()))),
+            Err(e) => {
+                self.in_doubt |= !matches!(e, DockerError::Refused { .. });
+                return Ok(Err((format!("no container can be made for it: {}", chain(&e)), e.hint())));
+            }
         };
         self.world.cancel.check()?;
         let shown = wanted.facts.get("image").and_then(Value::as_str).unwrap_or(&reference);
@@ -140,6 +154,7 @@ impl<'a> Scene<'a> {
             component: component.to_owned(),
             kind: wanted.kind.clone(),
             shown: format!("a throwaway container of {shown}"),
+            forget: throwaway.forget,
             // By its number, also as a service: nothing that is live has such a name.
             settings: format!("container = {0}\nservice = {0}", quoted(&id)),
         });
@@ -178,6 +193,12 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// Why the engine that made the containers does not answer any more: then they ended with it, whatever they held.
+    pub fn engine_gone(&self) -> Option<DockerError> {
+        let Some(Ok(docker)) = &self.docker else { return None };
+        docker.undisturbed().version().err().filter(DockerError::is_of_this_machine)
+    }
+
     /// A configuration of these places alone.
     pub fn setup(&mut self) -> Result<Setup, DrillError> {
         if !self.places.is_empty() {
@@ -186,7 +207,8 @@ impl<'a> Scene<'a> {
         let mut text = String::new();
         for place in &self.places {
             let (name, kind) = (quoted(&place.component), quoted(&place.kind));
-            let _ = writeln!(text, "[sources.{name}]\ntype = {kind}\n{}\n", place.settings);
+            let limits = limits_for(place, self.ground.sources);
+            let _ = writeln!(text, "[sources.{name}]\ntype = {kind}\n{}\n{limits}", place.settings);
         }
         sources_of(self.ground, &text)
     }
@@ -199,8 +221,9 @@ impl<'a> Scene<'a> {
         }
         self.begun = false;
         self.world.monitor.phase("removing what the drill made", None);
+        let settle = if self.in_doubt { Helper::SETTLE } else { Duration::ZERO };
         let removed = match &self.docker {
-            Some(Ok(docker)) => docker.undisturbed().remove_drill(&self.id, Duration::ZERO).map(|_| ()),
+            Some(Ok(docker)) => docker.undisturbed().remove_drill(&self.id, settle).map(|_| ()),
             _ => Ok(()),
         };
         let known = removed.map_err(|e| chain(&e)).and_then(|()| {
@@ -259,6 +282,19 @@ fn sources_of(ground: &Ground<'_>, text: &str) -> Result<Setup, DrillError> {
         let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
         DrillError::Sources(texts.join("; "))
     })
+}
+
+/// How long the configured source of the same name may take, as lines of a table.
+fn limits_for(place: &Place, sources: &[Configured]) -> String {
+    let Some(of_name) = sources.iter().find(|s| s.name.as_str() == place.component) else {
+        return String::new();
+    };
+    let mut limits = vec![("timeout", of_name.limits.total), ("idle_timeout", of_name.limits.idle)];
+    if of_name.kind == place.kind {
+        limits.extend(of_name.source.more_limits());
+    }
+    let line = |(key, limit): (&str, Duration)| format!("{key} = {}\n", quoted(&write_duration(limit)));
+    limits.into_iter().map(line).collect()
 }
 
 /// As TOML writes a string.

@@ -44,6 +44,8 @@ pub enum FetchError {
         #[source]
         source: Box<OpenError>,
     },
+    #[error("{name} in {store} was made by a newer version of tars-backup: {why}")]
+    Newer { name: String, store: String, why: String, hint: &'static str },
     #[error("{name} in {store} is damaged: {why}")]
     Damaged { name: String, store: String, why: String },
     #[error("{0}")]
@@ -63,6 +65,7 @@ impl Hint for FetchError {
         Some(match self {
             Self::Store(e) => return e.hint(),
             Self::Open { source, .. } => return source.hint(),
+            Self::Newer { hint, .. } => (*hint).to_owned(),
             Self::Damaged { .. } | Self::NoGoodCopy(_) => "choose another backup: tars-backup list".into(),
             Self::Space { .. } => "make room, or set agent.staging_dir to a larger disk".into(),
             _ => return None,
@@ -142,13 +145,13 @@ pub fn fetch(
             Err(e) => {
                 log::warn!("{}", chain(&e));
                 reasons.push(chain(&e));
-                if let FetchError::Open { .. } = e {
+                if let FetchError::Open { .. } | FetchError::Newer { .. } = e {
                     closed = Some(e);
                 }
             }
         }
     }
-    // What only lacks a key is told as that, not as damage.
+    // What only lacks a key, or a newer version, is told as that, not as damage.
     if let Some(closed) = closed {
         return Err(closed);
     }
@@ -170,7 +173,10 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     let name = found.entry.name.to_string();
     let store = found.store().name().to_owned();
     let damaged = |why: String| FetchError::Damaged { name: name.clone(), store: store.clone(), why };
-    let manifest = found.entry.manifest.as_ref().map_err(|e| damaged(chain(e)))?;
+    let manifest = found.entry.manifest.as_ref().map_err(|e| match e.of_newer() {
+        Some(hint) => FetchError::Newer { name: name.clone(), store: store.clone(), why: chain(e), hint },
+        None => damaged(chain(e)),
+    })?;
     let bytes = manifest.bytes.unwrap_or(0);
     let free = free_bytes(dir).map_err(|source| FetchError::Write { path: dir.to_owned(), source })?;
     if free < bytes {
@@ -181,7 +187,7 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     clear(dir)?;
     let (stored, _) = found.open(world.cancel)?;
     let mut input = Hashing { input: stored, hasher: Sha256::new(), world, broken: None };
-    let mut members = Members::new(manifest, dir, request.skip_validation);
+    let mut members = Members::new(manifest, &store, dir, request.skip_validation);
     let cannot = |e| FetchError::Open { name: name.clone(), store: store.clone(), source: Box::new(e) };
     let read = opened(Box::new(&mut input), manifest, world).map(|mut plain| {
         let read = walk_archive(&mut plain, |entry: &Entry, body: &mut Body<'_>| members.take(entry, body));
@@ -198,7 +204,7 @@ fn one(found: &Found<'_>, request: &Request, dir: &Path, world: &World<'_>) -> R
     }
     match read.map_err(cannot)? {
         Ok(_) => {}
-        Err(e @ FetchError::Write { .. }) => return Err(e),
+        Err(e @ (FetchError::Write { .. } | FetchError::Newer { .. })) => return Err(e),
         Err(e) => return Err(damaged(chain(&e))),
     }
     if manifest.encryption.is_sealed() && inner.is_none() {
@@ -291,6 +297,7 @@ enum Named {
 /// The members of an archive on their way into a directory.
 struct Members<'a> {
     beside: &'a Manifest,
+    store: &'a str,
     dir: &'a Path,
     lenient: bool,
     named: Named,
@@ -303,9 +310,10 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn new(beside: &'a Manifest, dir: &'a Path, lenient: bool) -> Self {
+    fn new(beside: &'a Manifest, store: &'a str, dir: &'a Path, lenient: bool) -> Self {
         let mut members = Self {
             beside,
+            store,
             dir,
             lenient,
             named: Named::All,
@@ -332,7 +340,13 @@ impl<'a> Members<'a> {
         let bad = |why: String| FetchError::NoGoodCopy(format!("{MANIFEST}: {why}"));
         let mut text = Vec::new();
         body.take(MANIFEST_LIMIT).read_to_end(&mut text).map_err(|e| bad(e.to_string()))?;
-        let inner = Manifest::read_inner(&text).map_err(|e| bad(chain(&e)))?;
+        let inner = Manifest::read_inner(&text).map_err(|e| match e.of_newer() {
+            Some(hint) => {
+                let (name, store) = (self.beside.backup_name.to_string(), self.store.to_owned());
+                FetchError::Newer { name, store, why: chain(&e), hint }
+            }
+            None => bad(chain(&e)),
+        })?;
         if !self.lenient && !inner.is_told_by(self.beside) {
             return Err(bad("it differs from the one beside the archive".to_owned()));
         }

@@ -127,6 +127,7 @@ impl Restore<'_> {
         })();
         if let Err(worse) = undone {
             outcome.warnings.push(self.world.vault.scrub(&chain(reason)));
+            outcome.of_backup = !reason.is_of_this_machine();
             // The journal still has it, and recover tries again; until then nobody may use that data.
             if let Some(hold) = hold {
                 hold.abandon(&format!("the old data could not be brought back: {}", chain(&worse)));

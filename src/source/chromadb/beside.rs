@@ -66,13 +66,15 @@ impl Problem {
         }
     }
 
-    fn text(self) -> String {
-        match self {
+    fn of_stored(self) -> CheckError {
+        CheckError::Bad(match self {
+            // That there is no room for it here is no fault of what is stored.
+            Self::Put(SourceError::Write { source, .. }) => return CheckError::Read(source),
             Self::Put(e) => chain(&e),
             Self::Copy(e) => chain(&e),
             Self::NoDatabase => format!("there is no {DATABASE} in it"),
             Self::NoVectors(file) => format!("the vectors in {file} are missing"),
-        }
+        })
     }
 }
 
@@ -103,11 +105,11 @@ impl<F: FnMut(&str) -> Result<(PathBuf, File), SourceError>> Beside<F> {
 
     /// Facts of the copy that has passed.
     pub fn facts(mut self) -> Result<CopyFacts, Problem> {
-        if let Some(e) = self.failed.take() {
-            return Err(Problem::Put(e));
-        }
-        let database = self.database.take().ok_or(Problem::NoDatabase)?;
-        let facts = copy::facts(&database).map_err(Problem::Copy);
+        let facts = match (self.failed.take(), self.database.take()) {
+            (Some(e), _) => Err(Problem::Put(e)),
+            (None, None) => Err(Problem::NoDatabase),
+            (None, Some(database)) => copy::facts(&database).map_err(Problem::Copy),
+        };
         for path in &self.kept {
             // They go with the staging directory, at the latest.
             let _ = std::fs::remove_file(path);
@@ -186,7 +188,7 @@ pub(super) fn check(member: &mut Member<'_>) -> Result<(), CheckError> {
         return Err(CheckError::Bad(format!("it has {entries} entries, the manifest says otherwise")));
     }
     let torn = beside.torn().map(|(directory, _)| directory);
-    let found = beside.facts().map_err(|p| CheckError::Bad(p.text()))?;
+    let found = beside.facts().map_err(Problem::of_stored)?;
     if let Some(directory) = torn
         && facts.get("newer_than_its_list").and_then(Value::as_str) != Some(directory.as_str())
     {
@@ -267,6 +269,31 @@ mod tests {
         assert_eq!(torn(at(5, 8), at(5, 7), b"p."), Some("s1".to_owned()));
         assert_eq!(torn(at(5, 7), at(5, 7), b"p"), Some("s1".to_owned()), "a list that was cut");
         assert_eq!(torn(at(5, 7), at(5, 7), b""), Some("s1".to_owned()), "an empty list");
+    }
+
+    #[test]
+    fn no_room_for_the_database_is_no_fault_of_what_is_stored() {
+        let mut tar = vec![0; 512];
+        tar[..14].copy_from_slice(DATABASE.as_bytes());
+        tar[100..108].copy_from_slice(b"0000600\0");
+        tar[108..116].copy_from_slice(b"0000000\0");
+        tar[116..124].copy_from_slice(b"0000000\0");
+        tar[124..136].copy_from_slice(b"00000000001\0");
+        tar[136..148].copy_from_slice(b"00000000000\0");
+        tar[148..156].copy_from_slice(b"        ");
+        tar[156] = b'0';
+        tar[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = tar.iter().map(|b| u32::from(*b)).sum();
+        tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar.resize(512 * 4, 0);
+        tar[512] = b'x';
+        let facts = serde_json::from_str(r#"{"entries": 1}"#).unwrap();
+        let component = crate::manifest::Component { facts, ..crate::legacy::bare("chromadb") };
+        let scratch = std::path::Path::new("/nonexistent");
+        let mut body = tar.as_slice();
+        let mut member = Member { name: "chromadb.tar", body: &mut body, component: &component, scratch };
+        let found = check(&mut member);
+        assert!(matches!(&found, Err(CheckError::Read(e)) if e.raw_os_error().is_some()), "{found:?}");
     }
 
     #[test]

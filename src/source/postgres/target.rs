@@ -373,10 +373,16 @@ impl Target for PostgresTarget<'_> {
         Ok(Change::Databases(Box::new(loaded.clone())))
     }
 
-    fn compare(&self, context: &Context<'_>, _: &Component) -> Result<Vec<Compared>, SourceError> {
+    fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
         let (_in_use, server) = self.reach(context)?;
         let mut compared = Vec::new();
         for wanted in &self.wanted {
+            // An archive of the bash script has none of any database.
+            let unknown = wanted.rows.is_none() || wanted.large_objects.is_none();
+            if unknown && component.facts.contains_key("databases") {
+                let why = "the manifest does not say how many rows and large objects it has";
+                return Err(SourceError::bad(format!("database {}", wanted.name), why));
+            }
             let rows = wanted.rows.clone().unwrap_or_default();
             for (table, now) in counts(&server, &wanted.name, rows.keys())? {
                 let then = rows.get(&table).copied().unwrap_or(0);

@@ -46,7 +46,11 @@ impl Holdings {
     /// What the manifest says beside what the server has. Keys that expire may be gone.
     pub fn beside(&self, facts: &Map<String, Value>) -> Vec<Compared> {
         let mut compared = Vec::new();
-        for (db, then) in facts.get("databases").and_then(Value::as_object).into_iter().flatten() {
+        let databases = facts.get("databases").and_then(Value::as_object);
+        if databases.is_some_and(Map::is_empty) {
+            compared.push(Compared::exactly("keys", 0, self.keys()));
+        }
+        for (db, then) in databases.into_iter().flatten() {
             let number = |key: &str| then.get(key).and_then(Value::as_u64).unwrap_or(0);
             let now = db.parse().ok().and_then(|db: u32| self.databases.get(&db));
             let (keys, expires) = now.map_or((0, 0), |d| (d.keys, d.expires));
@@ -166,6 +170,15 @@ mod tests {
         let opaque = Checked::Opaque { version: 99, bytes: 500, why: RdbError::NotRdb };
         assert!(says(&[]).against(&opaque).is_err());
         assert!(says(&[("db0", "keys=1,expires=0")]).against(&opaque).unwrap()[0].contains("has 1"));
+    }
+
+    #[test]
+    fn an_empty_backup_is_counted_and_one_without_numbers_is_not() {
+        let facts = |text: &str| serde_json::from_str::<Map<String, Value>>(text).unwrap();
+        let empty = says(&[]).beside(&facts(r#"{"databases": {}}"#));
+        assert_eq!(empty, [Compared::exactly("keys", 0, 0)]);
+        assert!(!says(&[("db3", "keys=1,expires=0")]).beside(&facts(r#"{"databases": {}}"#))[0].equal);
+        assert_eq!(says(&[("db0", "keys=1,expires=0")]).beside(&facts("{}")), []);
     }
 
     #[test]

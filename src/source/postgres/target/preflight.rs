@@ -80,18 +80,22 @@ impl PostgresTarget<'_> {
             }
             Ok(all.into_iter().cloned().collect::<Vec<_>>().join(", "))
         };
+        // The image may be the very one that the dump came from: both are set up by hand, beside it.
+        let unlike = |why: String, hint: &str| {
+            Err(SourceError::Unlike { what: self.what(), why, hint: Some(hint.to_owned()) })
+        };
         let extensions = lacking("SELECT name FROM pg_available_extensions", |d| &d.extensions)?;
         if !extensions.is_empty() {
-            return wrong(
+            return unlike(
                 format!("the image has no extension {extensions}, which the dump needs"),
                 "start the server from an image that has it",
             );
         }
         let spaces = lacking("SELECT spcname FROM pg_tablespace", |d| &d.tablespaces)?;
         if !spaces.is_empty() {
-            return wrong(
+            return unlike(
                 format!("it has no tablespace {spaces}, which the dump needs"),
-                "make it: CREATE TABLESPACE … LOCATION '…'",
+                "a server that has it takes this dump: CREATE TABLESPACE … LOCATION '…'",
             );
         }
         let names: Vec<String> = self.wanted.iter().map(|w| literal(&w.name)).collect();
