@@ -1,6 +1,6 @@
 //! What the last run of each tier found and how it ended, on this machine: a sealed backup tells no facts in the clear, and
 //! a source that compares itself with the run before needs them. What could go wrong: somebody relies on it; so it is a
-//! hint that may be gone at any time, and no decision about a backup is made from it.
+//! hint that may be gone at any time. It may make a backup suspect, and never makes one good.
 
 use std::fs::DirBuilder;
 use std::io::{self, Write};
@@ -16,6 +16,8 @@ use crate::manifest::Manifest;
 pub struct LastRun {
     /// What it found.
     manifest: PathBuf,
+    /// What the last one found that was complete and not suspect.
+    measure: PathBuf,
     /// How it ended.
     ended: PathBuf,
 }
@@ -37,7 +39,11 @@ impl LastRun {
     pub fn of(state_dir: &Path, tier: &str) -> Self {
         let dir = state_dir.join("last-run");
         let file = format!("{tier}.json");
-        Self { manifest: dir.join(&file), ended: dir.join("ended").join(file) }
+        Self {
+            manifest: dir.join(&file),
+            measure: dir.join("measure").join(&file),
+            ended: dir.join("ended").join(file),
+        }
     }
 
     /// What was noted; None where nothing readable is.
@@ -48,6 +54,15 @@ impl LastRun {
     /// Readable by its owner alone: it names tables and files.
     pub fn note(&self, manifest: &Manifest) -> io::Result<()> {
         write(&self.manifest, &manifest.to_inner().map_err(io::Error::other)?)
+    }
+
+    /// What sizes can be compared with where no store can be asked.
+    pub fn measure(&self) -> Option<Manifest> {
+        Manifest::read_inner(&std::fs::read(&self.measure).ok()?).ok()
+    }
+
+    pub fn note_measure(&self, manifest: &Manifest) -> io::Result<()> {
+        write(&self.measure, &manifest.to_inner().map_err(io::Error::other)?)
     }
 
     pub fn ended(&self) -> Option<Ended> {

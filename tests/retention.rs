@@ -353,6 +353,133 @@ fn a_component_that_shrank_is_an_anomaly_until_it_is_accepted() {
     assert!(!listed(&home, &[]).contains(&old[0]), "now the rules are followed");
 }
 
+/// With no store in reach there is no backup to compare with, and what was made meanwhile would be the measure of the next.
+#[test]
+fn what_shrank_while_the_store_was_away_is_an_anomaly_too() {
+    let s3 = S3sFs::start();
+    let proxy = Proxy::start(&s3.endpoint());
+    let home = s3_home(&proxy.endpoint(), "[tiers.away]\nstores = [\"s3\"]\npath = \"away\"");
+    let backup = |code| {
+        sh("sleep 1.1");
+        home.tars(&["backup", "--tier", "away", "--json"]).expect(code)
+    };
+    sh(&format!("head -c 200000 /dev/urandom > '{}'", home.at("docs/big")));
+    backup(0);
+    std::fs::remove_file(home.path("docs/big")).unwrap();
+    proxy.on(|_| Act::error(403, "AccessDenied"));
+    backup(1).says("anomaly: documents");
+    backup(1).says("anomaly: documents");
+    proxy.on(|_| Act::Pass);
+    home.tars(&["sync"]).expect(0);
+    backup(2).says("anomaly: documents");
+    for name in listed(&home, &["--tier", "away"]).into_iter().skip(1) {
+        home.tars(&["accept", &name]).expect(0);
+    }
+    backup(0);
+}
+
+#[test]
+fn a_backup_of_the_future_is_no_measure() {
+    let home = Home::new().documents().extra("[tiers.hot.keep]\nwithin = \"7d\"\nmin = 1").ready();
+    home.backup(0);
+    let dir = home.path("store/daily");
+    fabricate(&dir, &dir, days_ago(-400), true, |_| ());
+    sh(&format!("head -c 200000 /dev/urandom > '{}'; sleep 1.1", home.at("docs/big")));
+    home.backup(0);
+    sh(&format!("rm '{}'; sleep 1.1", home.at("docs/big")));
+    home.tars(&["backup"]).expect(2).says("anomaly: documents");
+}
+
+/// A pin that is still to be written outlives what becomes of the store in the configuration, and what waits for another.
+#[test]
+fn a_pin_that_is_to_be_written_is_never_forgotten() {
+    let home = Home::new().documents().second_store();
+    let home = home.extra("[tiers.both.keep]\nwithin = \"7d\"\nmin = 1").ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    home.tars(&["backup", "--tier", "both"]).expect(0);
+    let (nas, second) = (home.path("store/both"), home.path("second/both"));
+    let away = |store: &str| sh(&format!("mv '{0}' '{0}.away'", home.at(store)));
+    let back = |store: &str| sh(&format!("mv '{0}.away' '{0}'", home.at(store)));
+    // One that waits for the first store, and lies in the second.
+    away("store");
+    sh("sleep 1.1");
+    let waits = home.tars(&["backup", "--tier", "both", "--json"]).expect(2).json()["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    back("store");
+    away("second");
+    home.tars(&["pin", &waits]).expect(1).says("second");
+    // The second store is taken out of the configuration, and comes back.
+    let text = std::fs::read_to_string(home.path("config.toml")).unwrap();
+    let (head, tail) = text.split_once("[stores.second]").unwrap();
+    let (_, tail) = tail.split_once("\n[").unwrap_or(("", ""));
+    let without = format!("{head}[{tail}").replace(", \"second\"", "").replace("\"second\", ", "");
+    std::fs::write(home.path("config.toml"), without).unwrap();
+    home.tars(&["sync"]);
+    std::fs::write(home.path("config.toml"), text).unwrap();
+    back("second");
+    let old = fabricate(&nas, &second, days_ago(30), true, |_| ());
+    let told = plots(&home, &["--confirm", "--tier", "both"], 0);
+    let of = |store: &str| told.as_array().unwrap().iter().find(|p| p["store"] == store).unwrap().clone();
+    assert!(of("second")["halted"].as_str().unwrap_or_default().contains(&waits), "{told}");
+    assert!(second.join(format!("{old}.manifest.json")).exists());
+    home.tars(&["sync"]).expect(0);
+    assert!(second.join(format!("{waits}.pin")).exists());
+}
+
+#[test]
+fn a_pin_waits_for_its_store_also_while_the_backup_waits_for_another() {
+    let home = Home::new().documents().second_store();
+    let home = home.extra("[tiers.both.keep]\nwithin = \"7d\"\nmin = 1").ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    home.tars(&["backup", "--tier", "both"]).expect(0);
+    sh(&format!("mv '{0}' '{0}.away'; sleep 1.1", home.at("store")));
+    let waits = home.tars(&["backup", "--tier", "both", "--json"]).expect(2).json()["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    sh(&format!("mv '{0}' '{0}.away'", home.at("second")));
+    home.tars(&["pin", &waits]).expect(1);
+    sh(&format!("mv '{0}.away' '{0}'", home.at("second")));
+    let told = plots(&home, &["--tier", "both", "--store", "second"], 0);
+    assert!(told[0]["halted"].as_str().unwrap_or_default().contains(&waits), "{told}");
+}
+
+/// A disk check, a rule of a bucket or a hand took the manifest: what was stored whole is no rest of a broken upload.
+#[test]
+fn what_only_lost_its_manifest_is_not_swept() {
+    let home = home("within = \"7d\"\nmin = 1");
+    let dir = home.path("store/daily");
+    let [whole, never] = [30, 31].map(|d| fabricate(&dir, &dir, days_ago(d), d == 30, |_| ()));
+    for name in [&whole, &never] {
+        std::fs::remove_file(dir.join(format!("{name}.manifest.json"))).unwrap();
+    }
+    let told = home.tars(&["prune", "--confirm"]).expect(0);
+    told.says(&whole).says("its manifest is gone");
+    assert!(dir.join(format!("{whole}.tar.gz")).exists());
+    assert!(!dir.join(format!("{never}.tar.gz")).exists(), "that was never committed");
+}
+
+/// What is in the trash counts nowhere; but what is found bad meanwhile may be what it was let go for.
+#[test]
+fn what_is_needed_by_now_is_not_deleted_out_of_the_trash() {
+    let home = home("within = \"7d\"\nmin = 3");
+    let dir = home.path("store/daily");
+    let names = good(&home, [30, 31, 32]);
+    home.tars(&["prune", "--confirm"]).expect(0);
+    let oldest = &names[2];
+    assert!(!listed(&home, &[]).contains(oldest), "it is in the trash");
+    let mark = dir.join(format!("{oldest}.trash"));
+    sh(&format!("sed -i 's/\"time\": *\"[^\"]*\"/\"time\":\"2020-01-01T00:00:00Z\"/' '{}'", mark.display()));
+    sh(&format!("printf x >> '{}/{}.tar.gz'", dir.display(), names[0]));
+    home.tars(&["verify", &names[0]]).expect(1);
+    home.tars(&["prune", "--confirm"]).expect(0).says("tars-backup undelete").says(oldest);
+    assert!(dir.join(format!("{oldest}.tar.gz")).exists());
+    home.tars(&["undelete", oldest]).expect(0);
+    assert!(listed(&home, &[]).contains(oldest));
+}
+
 #[test]
 fn a_clock_that_went_back_deletes_nothing() {
     let home = home("within = \"7d\"\nmin = 1");

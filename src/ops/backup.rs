@@ -433,7 +433,8 @@ fn run_with(
     let bytes =
         captured.iter().filter_map(|c| c.outcome.as_ref().ok()).flat_map(|c| &c.staged).map(|s| s.bytes);
     let bench = Bench::prepare(setup, plan, bytes.sum(), &staging, &name, world);
-    let anomalies = gate::check(plan, &captured, &usable, world)?;
+    let last = LastRun::of(&setup.agent.state_dir, &tier);
+    let anomalies = gate::check(plan, &captured, &usable, &last, world)?;
     let (manifest, packed) =
         compose::pack_all(plan, &mut captured, &anomalies, &staging, &bench, (&name, time), world)?;
     let components = captured.iter().map(|c| compose::result_of(c, world)).collect();
@@ -461,7 +462,11 @@ fn run_with(
     }
     if manifest.counts() && stores.iter().any(|s| s.receipt.is_some()) {
         // Without it the next run asks the stores.
-        let _ = LastRun::of(&setup.agent.state_dir, &tier).note(&manifest);
+        let _ = last.note(&manifest);
+    }
+    // Wherever it is by now: what it had is known.
+    if manifest.counts() && manifest.state == State::Complete && anomalies.is_empty() {
+        let _ = last.note_measure(&manifest);
     }
     let have: Vec<&str> = stores.iter().filter(|s| s.receipt.is_some()).map(|s| s.store.as_str()).collect();
     let (mut pruned, mut prune_failure) = (Vec::new(), None);

@@ -108,9 +108,13 @@ pub(super) fn forget(setup: &Setup, name: &BackupName) -> Result<(), PinError> {
 
 /// Stores in which a copy may lack its pin, and of which backup.
 pub(super) fn unwritten(setup: &Setup) -> Result<BTreeMap<String, BackupName>, PinError> {
-    let spool = Spool::new(&setup.agent.spool_dir, 0).names()?;
-    // What is still in the spool is not there yet: nothing of it can be pruned.
-    let there = load(&file(setup))?.into_iter().filter(|u| !spool.contains(&u.name));
+    let entries = Spool::new(&setup.agent.spool_dir, 0).entries()?;
+    // What waits for this very store is not there yet: nothing of it can be pruned. One that does not read may be there.
+    let waits = |u: &Unwritten| {
+        let it = entries.iter().flatten().find(|e| e.manifest().backup_name == u.name);
+        it.is_some_and(|e| e.pending().iter().any(|p| p.store == u.store))
+    };
+    let there = load(&file(setup))?.into_iter().filter(|u| !waits(u));
     Ok(there.map(|u| (u.store, u.name)).collect())
 }
 
@@ -125,8 +129,11 @@ pub(super) fn settle(setup: &Setup, world: &World<'_>) -> Result<Vec<(String, St
     let (mut left, mut failed) = (Vec::new(), Vec::new());
     for unwritten in list {
         world.cancel.check()?;
-        // A store that is configured no more has nothing that we could prune.
-        let Some(store) = setup.store(&unwritten.store) else { continue };
+        // A store that is configured no more may be configured again.
+        let Some(store) = setup.store(&unwritten.store) else {
+            left.push(unwritten);
+            continue;
+        };
         match write(setup, store, &unwritten, world) {
             Ok(0) if spool.contains(&unwritten.name) => left.push(unwritten),
             Ok(_) => {}

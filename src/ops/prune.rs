@@ -19,9 +19,9 @@ use crate::config::Tier;
 use crate::hint::Hint;
 use crate::id::BackupName;
 use crate::manifest::State;
-use crate::marks::{Mark, Pin, Trash};
+use crate::marks::{Mark, Pin, Trash, Verified};
 use crate::progress::{Event, What};
-use crate::retention::{self, Circumstances, Copy, Halt, Pinned, Standing};
+use crate::retention::{self, Circumstances, Copy, Halt, Pinned, Reason, Standing};
 use crate::run_guard::RunGuard;
 use crate::setup::Setup;
 use crate::spool::{Spool, SpoolError};
@@ -91,6 +91,15 @@ impl Plot {
         let failure = Failure::of(e, world);
         self.halt(failure.error.clone());
         self.failure.get_or_insert(failure);
+    }
+
+    /// What would go by its looks, and stays: a person has to decide.
+    fn spare(&mut self, name: BackupName, why: String, world: &World<'_>) {
+        let text = format!("{name} stays in {}: {why}", self.store);
+        world
+            .monitor
+            .event(Event::new(What::Warning, text).backup(&name).store(&self.store).tier(&self.tier));
+        self.decisions.push(Line { name, keep: true, reasons: vec![why] });
     }
 
     /// Deeds that were done.
@@ -214,9 +223,16 @@ fn draw(
         plot.decisions.push(Line { name: d.name.clone(), keep: d.keep, reasons });
     }
     let days = SignedDuration::from_hours(i64::from(tier.trash_days) * 24);
+    let mut spared = Vec::new();
+    let needed = needed_out_of_the_trash(&entries, setup, &circumstances);
     for entry in &entries {
         let Some(Trash { time: Some(since), reason }) = &entry.trash else { continue };
-        if now.duration_since(*since) >= days {
+        if now.duration_since(*since) < days {
+            continue;
+        }
+        if needed.contains(&entry.name) {
+            spared.push((entry.name.clone(), format!("{NEEDED}: tars-backup undelete {}", entry.name)));
+        } else {
             plot.deeds.push(Deed::new(&entry.name, DeedKind::Delete, reason.clone(), objects(&entry.name)));
         }
     }
@@ -227,6 +243,8 @@ fn draw(
         if there.contains(&Trash::file(&name)) {
             let reason = "its deletion had broken off".to_owned();
             plot.deeds.push(Deed::new(&name, DeedKind::Finish, reason, there));
+        } else if was_whole(&name, &there) {
+            spared.push((name, BEHEADED.to_owned()));
         } else if name.time() < now - UNCOMMITTED
             && !waiting.contains(&name)
             && !there.contains(&Pin::file(&name))
@@ -235,6 +253,7 @@ fn draw(
             plot.deeds.push(Deed::new(&name, DeedKind::Sweep, reason, there));
         }
     }
+    spared.into_iter().for_each(|(name, why)| plot.spare(name, why, world));
     if let Some(halt) = decided.halted {
         plot.halt(halt.to_string());
         plot.natural = matches!(halt, Halt::EmptyRule | Halt::NothingGood);
@@ -243,6 +262,29 @@ fn draw(
         }
     }
     Ok(())
+}
+
+const NEEDED: &str = "it is in the trash, and needed by now, as newer ones are not good any more";
+const BEHEADED: &str = "it was stored whole, and its manifest is gone: the archive has another one inside; restore from it or \
+                        delete it by hand";
+
+/// What is in the trash counts nowhere. But what was found bad since then may be what it was let go for.
+fn needed_out_of_the_trash(
+    entries: &[Entry],
+    setup: &Setup,
+    circumstances: &Circumstances<'_>,
+) -> BTreeSet<BackupName> {
+    let all: Vec<Copy> = entries.iter().map(|e| copy(e, setup)).collect();
+    let is_needed = |r: &Reason| matches!(r, Reason::Min(_) | Reason::NewestWith(_));
+    let decisions = retention::plan(&all, circumstances).decisions;
+    decisions.into_iter().filter(|d| d.keep && d.reasons.iter().any(is_needed)).map(|d| d.name).collect()
+}
+
+/// Whether it had been committed: both marks are made after that.
+fn was_whole(name: &BackupName, there: &[String]) -> bool {
+    let is_archive = |o: &String| o.starts_with(&name.archive()) && !o.ends_with(".sha256");
+    let marked = there.contains(&Verified::file(name)) || there.contains(&name.receipt_file());
+    marked && there.iter().any(is_archive)
 }
 
 /// What retention sees of a backup.

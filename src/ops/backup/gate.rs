@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::capture::Captured;
 use super::{BackupPlan, Target};
 use crate::anomaly::{self, Anomaly};
 use crate::cancel::Interrupted;
 use crate::catalog::{Entry, Listing};
+use crate::last_run::LastRun;
 use crate::manifest::{Manifest, State};
 use crate::ops::World;
 use crate::progress::{Event, What};
@@ -17,6 +20,7 @@ pub(super) fn check(
     plan: &BackupPlan<'_>,
     captured: &[Captured<'_>],
     usable: &[&Target<'_>],
+    last: &LastRun,
     world: &World<'_>,
 ) -> Result<Vec<Anomaly>, Interrupted> {
     if plan.is_handpicked() || !plan.targets.iter().any(Target::is_configured) {
@@ -49,7 +53,8 @@ pub(super) fn check(
             }
         }
     }
-    let Some(before) = newest else { return Ok(Vec::new()) };
+    // With no store in reach there would be no measure, and what shrank tonight would be that of tomorrow.
+    let Some(before) = newest.or_else(|| last.measure()) else { return Ok(Vec::new()) };
     let found = anomaly::anomalies(&now, &anomaly::sizes(&before), |_| true);
     for a in &found {
         let text = format!("Anomaly: {a} in {}", before.backup_name);
@@ -58,7 +63,8 @@ pub(super) fn check(
     Ok(found)
 }
 
-/// The newest complete backup there that is a measure.
+/// The newest complete backup there that is a measure. One of the future was made when a clock was wrong, and would be the
+/// newest for years.
 fn baseline(target: &Target<'_>, world: &World<'_>) -> Result<Option<Manifest>, StoreError> {
     let listing = Listing::of(target.store(), &target.dir, world.cancel)?;
     for name in listing.names().into_iter().rev() {
@@ -69,6 +75,7 @@ fn baseline(target: &Target<'_>, world: &World<'_>) -> Result<Option<Manifest>, 
             && m.counts()
             && m.state == State::Complete
             && m.host == world.owner.host
+            && m.timestamp.parse::<Timestamp>().is_ok_and(|time| time <= (world.now)())
         {
             return Ok(Some(m));
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::cancel::Cancel;
 use crate::id::BackupName;
-use crate::marks::{self, Mark, Pin, Trash};
+use crate::marks::{self, Mark, Pin, Trash, Verified};
 use crate::ops::World;
 use crate::progress::{self, Event};
 use crate::store::{Store, StoreError, object};
@@ -77,8 +77,11 @@ impl Deed {
 
     fn remove(&self, store: &dyn Store, dir: &str, cancel: &Cancel) -> Result<(), StoreError> {
         let (manifest, mark) = (self.name.manifest_file(), Trash::file(&self.name));
-        let rest = self.objects.iter().filter(|o| **o != manifest && **o != mark);
-        for file in std::iter::once(&manifest).chain(rest).chain(std::iter::once(&mark)) {
+        // What tells that it had been whole goes before what was whole: the rest is no backup that lost its manifest.
+        let proofs = [self.name.receipt_file(), Verified::file(&self.name)];
+        let (proofs, rest): (Vec<&String>, Vec<&String>) =
+            self.objects.iter().filter(|o| **o != manifest && **o != mark).partition(|o| proofs.contains(o));
+        for file in std::iter::once(&manifest).chain(proofs).chain(rest).chain(std::iter::once(&mark)) {
             cancel.check()?;
             store.delete(&object(dir, file))?;
         }
