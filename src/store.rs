@@ -295,8 +295,7 @@ pub trait Store: Send + Sync {
     /// Removes an object; one that is not there is no error.
     fn delete(&self, object: &str) -> Result<(), StoreError>;
 
-    /// Removes half-written archives that killed runs left in `dir`; returns their names. Only for the holder of the
-    /// lock.
+    /// Removes half-written objects that killed runs left in `dir`; returns their names. Only for the holder of the lock.
     fn sweep(&self, dir: &str) -> Result<Vec<String>, StoreError>;
 
     /// Bytes that can still be stored; None where nobody knows.
@@ -338,10 +337,10 @@ impl dyn Store + '_ {
     }
 }
 
-/// Whether it is half an archive, which only a run that was killed leaves. Small objects may be in the making right now:
-/// verify needs no lock.
+/// Whether only a run that was killed leaves it: who makes an object holds the lock. But for the mark of `verify`, which
+/// needs no lock and may be in the making right now.
 fn is_leftover(name: &str) -> bool {
-    name.starts_with(TEMP) && name.contains(".tar.gz")
+    name.starts_with(TEMP) && !name.ends_with(".verified")
 }
 
 /// `dir/file`; without a directory the file alone.
