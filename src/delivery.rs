@@ -12,10 +12,11 @@ use sha2::{Digest, Sha256};
 
 use crate::archive::pack::Packed;
 use crate::cancel::{Cancel, Interrupted};
+use crate::hint::chain;
 use crate::id::{BackupName, MAX_PARTS, is_part, part_file, parts_file, sha256_file};
 use crate::manifest::{Encryption, Manifest, ManifestError, sha256_line};
 use crate::marks::{self, Depth, Verified};
-use crate::progress::Monitor;
+use crate::progress::{Event, Monitor, What};
 use crate::store::{Object, Put, Store, StoreError, object};
 use crate::stored::Stored;
 use crate::units::show_bytes;
@@ -140,10 +141,20 @@ pub fn deliver(
         time: time.strftime("%FT%TZ").to_string(),
         duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
-    // Only remarks beside the backup: a store that refuses them still has the backup.
+    // Only remarks beside the backup: a store that refuses them still has the backup. But what is not marked counts for
+    // nothing there, and somebody must hear that.
     let (time, sha256) = (receipt.time.clone(), receipt.sha256.clone());
-    let _ = marks::set(to.store, to.dir, name, &Verified { time, depth: Depth::Digest, sha256 });
-    let _ = note_receipt(to, name, &receipt);
+    let marked = marks::set(to.store, to.dir, name, &Verified { time, depth: Depth::Digest, sha256 });
+    let noted = note_receipt(to, name, &receipt);
+    if let Err(e) = marked.and(noted) {
+        let store = to.store.name();
+        let text = format!(
+            "{name} is whole in {store}, but that could not be noted beside it: {}; to note it: tars-backup verify \
+             --store {store} {name}",
+            chain(&e)
+        );
+        monitor.event(Event::new(What::Warning, text).backup(name).store(store));
+    }
     Ok(receipt)
 }
 
@@ -465,7 +476,7 @@ pub fn digest(mut from: impl Read, cancel: &Cancel, monitor: &dyn Monitor) -> io
 mod tests {
     use super::*;
     use crate::manifest::tests::sample;
-    use crate::progress::tests::Quiet;
+    use crate::progress::tests::{Listener, Quiet};
     use crate::store::FsStore;
     use crate::store::tests::{Odd, down, refused};
     use std::path::Path;
@@ -555,6 +566,23 @@ mod tests {
         let bad = try_deliver(&store, &parcel, Attempt::Again);
         assert!(matches!(bad, Err(DeliveryError::Changed(_))));
         assert_eq!(names(&store), [""; 0]);
+    }
+
+    #[test]
+    fn a_mark_that_the_store_refuses_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, parcel) = in_parts(dir.path());
+        let store = Odd { part_bytes: None, ..store };
+        for mark in [".verified", ".receipt.json"] {
+            store.on(move |verb, object| (verb == "put" && object.ends_with(mark)).then(|| refused(object)));
+            let told = Listener::default();
+            let to = Place { store: &store, dir: "daily" };
+            deliver(to, &sample(), &parcel, Attempt::Again, &Cancel::default(), &told, Timestamp::now)
+                .unwrap();
+            let told = told.0.into_inner().unwrap();
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].contains("tars-backup verify --store odd tars-backup-"), "{told:?}");
+        }
     }
 
     /// A store in parts of four bytes, its directory, and ten bytes to deliver.

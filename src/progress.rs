@@ -218,6 +218,19 @@ pub(crate) mod tests {
     /// For tests that do not look at what is told.
     pub(crate) struct Quiet;
 
+    /// Keeps what is told.
+    #[derive(Default)]
+    pub(crate) struct Listener(pub std::sync::Mutex<Vec<String>>);
+
+    impl Monitor for Listener {
+        fn event(&self, event: Event) {
+            self.0.lock().unwrap().push(event.message);
+        }
+        fn moved(&self, _: u64) {}
+        fn phase(&self, _: &str, _: Option<u64>) {}
+        fn waiting(&self, _: &str) {}
+    }
+
     impl Monitor for Quiet {
         fn event(&self, _: Event) {}
         fn moved(&self, _: u64) {}
