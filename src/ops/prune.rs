@@ -325,6 +325,11 @@ pub fn apply(
 /// `at_once`: without waiting in the trash, because the room is needed now.
 fn carry_out(setup: &Setup, plots: &mut [Plot], at_once: bool, world: &World<'_>) -> Result<(), Interrupted> {
     let local = clock::went_back(&setup.agent.state_dir, (world.now)());
+    // What makes room is not the end of its run.
+    if !at_once {
+        // A clock that cannot be noted is compared with an older note, or none: the store's clock is looked at too.
+        let _ = clock::note(&setup.agent.state_dir, (world.now)());
+    }
     for plot in plots.iter_mut() {
         let (Some(tier), Some(store)) = (setup.tier(&plot.tier), setup.store(&plot.store)) else { continue };
         if !plot.deeds.is_empty() {

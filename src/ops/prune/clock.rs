@@ -11,21 +11,23 @@ use crate::store::{Put, Store, StoreError, home, object};
 /// Clocks of two machines differ a little; more than this is a fault.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
-/// Why this machine's clock cannot be believed: it shows less than when it was last looked at. It is noted anew in any
-/// case, so that a clock that was put right is believed from the next time on.
+/// In the state directory: what this machine's clock showed at the end of the last run that pruned.
+const NOTE: &str = "clock";
+
+/// Why this machine's clock cannot be believed: it shows less than it did when it was last noted.
 pub(super) fn went_back(state_dir: &Path, now: Timestamp) -> Option<String> {
-    let file = state_dir.join("clock");
-    let last: Option<Timestamp> = std::fs::read_to_string(&file).ok().and_then(|t| t.trim().parse().ok());
-    // A clock that cannot be noted is compared with an older note, or none: the store's clock is looked at too.
-    let _ = note(state_dir, &file, now);
+    let last: Option<Timestamp> =
+        std::fs::read_to_string(state_dir.join(NOTE)).ok().and_then(|t| t.trim().parse().ok());
     let last = last.filter(|last| last.duration_since(now) > TOLERANCE)?;
     Some(format!("the clock of this machine went back: it showed {last} the last time, and shows {now} now"))
 }
 
-fn note(state_dir: &Path, file: &Path, now: Timestamp) -> std::io::Result<()> {
+/// Notes what it shows, in any case, so that a clock that was put right is believed by the next run. Once in a run: all
+/// that it would delete is held back.
+pub(super) fn note(state_dir: &Path, now: Timestamp) -> std::io::Result<()> {
     let mut fresh = tempfile::NamedTempFile::new_in(state_dir)?;
     writeln!(fresh, "{now}")?;
-    fresh.persist(file).map(|_| ()).map_err(|e| e.error)
+    fresh.persist(state_dir.join(NOTE)).map(|_| ()).map_err(|e| e.error)
 }
 
 /// Why the two clocks cannot both be right: what is written now has another time in the store. None: they agree, or the
@@ -60,14 +62,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_goes_back_is_told_once() {
+    fn a_clock_that_goes_back_is_told_until_it_is_noted() {
         let dir = tempfile::tempdir().unwrap();
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         assert_eq!(went_back(dir.path(), at("2026-03-01T00:00:00Z")), None);
-        assert_eq!(went_back(dir.path(), at("2026-03-01T12:00:00Z")), None);
+        note(dir.path(), at("2026-03-01T12:00:00Z")).unwrap();
         assert_eq!(went_back(dir.path(), at("2026-03-01T11:56:00Z")), None, "a correction is no jump");
-        let told = went_back(dir.path(), at("2026-02-28T00:00:00Z")).unwrap();
-        assert!(told.contains("2026-03-01T11:56:00Z"), "{told}");
+        // Making room, and what is pruned after it, are of one run.
+        for _ in 0..2 {
+            let told = went_back(dir.path(), at("2026-02-28T00:00:00Z")).unwrap();
+            assert!(told.contains("2026-03-01T12:00:00Z"), "{told}");
+        }
+        note(dir.path(), at("2026-02-28T00:00:00Z")).unwrap();
         assert_eq!(went_back(dir.path(), at("2026-02-28T00:01:00Z")), None);
     }
 }
