@@ -370,13 +370,17 @@ impl Change {
             }
             Self::Sqlite { live, new, old } => {
                 match old {
-                    Some(old) => {
+                    Some(old) if look(old)?.is_some() || look(new)?.is_some() => {
                         // A load that failed has changed nothing, and whoever locked it may still do so.
                         if !is_same(live, old)? {
                             load(old, live)?;
                         }
-                        remove_file(old)?;
+                        // The last thing to go is what tells that the old one is back.
+                        remove_file(new)?;
+                        return remove_file(old);
                     }
+                    // Somebody did it before, and was killed at the end of it.
+                    Some(_) => {}
                     // `new` is still there unless it went live.
                     None if look(new)?.is_none() => {
                         // There was none of these before it went live.
@@ -463,9 +467,6 @@ impl Change {
                     Some(old) => is_same(live, old)?,
                     None => look(new)?.is_some(),
                 };
-                if let (true, Some(old)) = (still_old, old) {
-                    remove_file(old)?;
-                }
                 still_old.then(|| (new.clone(), with_ending(live, &format!(".restored-{id}"))))
             }
         };
@@ -475,6 +476,9 @@ impl Change {
         rustix::fs::renameat_with(CWD, &new, CWD, &to, RenameFlags::NOREPLACE)
             .map_err(errno("keep the new data in", &to))?;
         sync_parent(&to)?;
+        if let Self::Sqlite { old: Some(old), .. } = self {
+            remove_file(old)?;
+        }
         Ok(Kept::New(to.display().to_string()))
     }
 
@@ -1123,6 +1127,40 @@ mod tests {
         change.undo(None).unwrap();
         assert_eq!(value(&Connection::open(at("torn")).unwrap()), "old");
         assert!(!at("old").exists() && !at("new").exists());
+    }
+
+    /// Wherever a kill cut it: whoever comes next does the rest, and may come twice.
+    #[test]
+    fn bringing_a_database_back_can_be_repeated() {
+        for gone in [&[][..], &["new"], &["new", "old"]] {
+            let dir = tempfile::tempdir().unwrap();
+            let at = |name: &str| dir.path().join(name);
+            drop(database(&at("live"), "old", "DELETE"));
+            copy_database(&at("live"), &at("old")).unwrap();
+            drop(database(&at("new"), "new", "DELETE"));
+            let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+            change.apply(None).unwrap();
+            if !gone.is_empty() {
+                load(&at("old"), &at("live")).unwrap();
+            }
+            for name in gone {
+                std::fs::remove_file(at(name)).unwrap();
+            }
+            for _ in 0..2 {
+                change.undo(None).unwrap();
+                assert_eq!(value(&Connection::open(at("live")).unwrap()), "old");
+                assert!(!at("old").exists() && !at("new").exists(), "{gone:?}");
+            }
+        }
+        // Without the old one nobody knows which of them is live.
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        drop(database(&at("live"), "unknown", "DELETE"));
+        drop(database(&at("new"), "new", "DELETE"));
+        let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+        change.undo(None).unwrap_err();
+        assert_eq!(value(&Connection::open(at("live")).unwrap()), "unknown");
+        assert!(at("new").exists());
     }
 
     /// SQLite would read the old frames into the new file.

@@ -139,6 +139,10 @@ impl Process {
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ProcessError> {
         let left = self.total.saturating_sub(self.started.elapsed());
         let limit = self.idle.min(left);
+        // What is ready is read before the time is looked at, and there may always be something.
+        if left.is_zero() {
+            return Err(self.late(left));
+        }
         let read = wait(&self.runtime, &self.cancel, limit, self.stdout.read(buffer))?;
         match read {
             Some(n) => n.map_err(|source| ProcessError::Read { program: self.program.clone(), source }),

@@ -97,6 +97,7 @@ pub enum Step {
     /// The change is finished or undone, and nothing of it is left.
     Settled { component: String },
     /// Everything that this run does from here on, it does to what carries the label of this drill, and to its own files.
+    /// Again before each thing that the engine makes for it.
     Drill(Drill),
     /// All of that is removed.
     DrillRemoved { id: String },
@@ -161,6 +162,8 @@ impl Pending {
                 Step::Hold(held) => {
                     pending.touched.retain(|h| h.id != held.id);
                     pending.touched.push(held.clone());
+                    // Tried again.
+                    pending.held.retain(|h| (&h.id, h.how) != (&held.id, held.how));
                     pending.held.push(held);
                 }
                 Step::Released { id } => pending.held.retain(|h| h.id != id),
@@ -340,6 +343,18 @@ mod tests {
             at: Timestamp::UNIX_EPOCH,
             settle_s: 15,
         }
+    }
+
+    #[test]
+    fn what_is_tried_again_settles_after_the_last_try() {
+        let late = |seconds| Timestamp::from_second(seconds).unwrap();
+        let hold = |how, seconds| Step::Hold(Held { how, at: late(seconds), ..held("a") });
+        let pending = Pending::of(vec![hold(How::Pause, 1), hold(How::Pause, 9)]);
+        let Step::Hold(last) = hold(How::Pause, 9) else { unreachable!() };
+        assert_eq!(pending.held, [last]);
+        let pending =
+            Pending::of([1, 9].map(|s| Step::Drill(Drill { id: "d".into(), at: late(s) })).to_vec());
+        assert_eq!(pending.drill.unwrap().at, late(9));
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! copies of data left behind, so a reserve stays free and the directory goes when the run ends, however it ends; what
 //! a killed run left is removed by the next one, under the lock.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::archive::compress::{ComponentWriter, HashFile, Reserve, free_bytes};
@@ -159,20 +159,23 @@ impl RunDir {
     /// In staging, where the next run sweeps it if we are killed.
     pub fn create(root: &Path, id: &str) -> Result<Self, StagingError> {
         make_private(root)?;
-        Self::make(root.join(format!("{RUN_PREFIX}{id}")))
-    }
-
-    /// Where programs put what they need for a moment, for those that must leave no trace.
-    pub fn temporary() -> Result<Self, StagingError> {
-        Self::make(std::env::temp_dir().join(format!("tars-backup-{}", std::process::id())))
-    }
-
-    fn make(path: PathBuf) -> Result<Self, StagingError> {
+        let path = root.join(format!("{RUN_PREFIX}{id}"));
         DirBuilder::new()
             .mode(0o700)
             .create(&path)
             .map_err(|source| StagingError::Unusable { path: path.clone(), source })?;
         Ok(Self { path })
+    }
+
+    /// Where programs put what they need for a moment, for those that must leave no trace.
+    pub fn temporary() -> Result<Self, StagingError> {
+        let mut builder = tempfile::Builder::new();
+        // One that a killed run left has another name.
+        builder.prefix("tars-backup-").permissions(Permissions::from_mode(0o700));
+        let dir = builder
+            .tempdir()
+            .map_err(|source| StagingError::Unusable { path: std::env::temp_dir(), source })?;
+        Ok(Self { path: dir.keep() })
     }
 
     pub fn path(&self) -> &Path {

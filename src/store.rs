@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -337,10 +339,19 @@ impl dyn Store + '_ {
     }
 }
 
-/// Whether only a run that was killed leaves it: who makes an object holds the lock. But for the mark of `verify`, which
-/// needs no lock and may be in the making right now.
+/// Temporary name of an object: this process, and a number where it may make several at a time.
+fn temp_name(number: Option<u64>, file: &str) -> String {
+    let number = number.map_or_else(String::new, |n| format!("{n}-"));
+    format!("{TEMP}{}-{number}{file}", std::process::id())
+}
+
+/// Whether a run that was killed left it: who makes an object holds the lock. But for `verify`, which needs none: its mark
+/// is left by a process that is not there any more, or by another one that had the number of ours.
 fn is_leftover(name: &str) -> bool {
-    name.starts_with(TEMP) && !name.ends_with(".verified")
+    let Some(rest) = name.strip_prefix(TEMP) else { return false };
+    let process = rest.split('-').next().and_then(|n| n.parse().ok()).and_then(Pid::from_raw);
+    let lives = |pid| pid != rustix::process::getpid() && test_kill_process(pid) != Err(Errno::SRCH);
+    !(rest.ends_with(".verified") && process.is_some_and(lives))
 }
 
 /// `dir/file`; without a directory the file alone.
@@ -468,10 +479,12 @@ fn nothing_to_adopt(store: &dyn Store, host: &str, cancel: &Cancel) -> Result<St
 /// Proves that a store takes, keeps and gives back an object, and lets it go again.
 pub fn prove(store: &dyn Store, owner: &Owner, nonce: &str, cancel: &Cancel) -> Result<(), StoreError> {
     check_marker(store, owner, cancel)?;
-    let (dir, file) = (home(store, &owner.host), format!("tars-backup-check-{nonce}"));
-    let object = object(&dir, &file);
-    let data = format!("written by tars-backup store check on {}\n", owner.host).repeat(1000);
-    store.put_small(&object, data.as_bytes(), Put::New)?;
+    let (dir, file) = (home(store, &owner.host), "tars-backup-check");
+    store.sweep(&dir)?;
+    let object = object(&dir, file);
+    // Never the same bytes twice: one that was killed may have left it there.
+    let data = format!("written by tars-backup store check on {} ({nonce})\n", owner.host).repeat(1000);
+    store.put_small(&object, data.as_bytes(), Put::Replace)?;
     store.delete(&object)?;
     if store.list(&dir, cancel)?.iter().any(|o| o.name == file) {
         return Err(StoreError::Io {

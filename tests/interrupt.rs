@@ -88,8 +88,10 @@ fn a_killed_run_leaves_nothing_visible_and_the_next_one_clears_up() {
     let names = home.committed();
     home.tars(&["verify", "--all", "--deep"]).expect(0);
     // A kill may hit each object, but hits the small ones seldom.
-    for object in ["tar.gz", "tar.gz.sha256", "manifest.json", "receipt.json", "trash"] {
-        let left = format!("store/daily/.tars-backup-tmp-1-tars-backup-20260101_000000.{object}");
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    for object in ["tar.gz", "tar.gz.sha256", "manifest.json", "verified", "receipt.json", "trash"] {
+        let left = format!("store/daily/.tars-backup-tmp-{}-tars-backup-20260101_000000.{object}", gone.id());
         std::fs::write(home.path(&left), "half").unwrap();
     }
     home.backup(0);

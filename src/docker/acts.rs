@@ -46,30 +46,16 @@ const WINDOW: &str = "/tars-backup-window";
 const ENGINE_BACK: Duration = Duration::from_secs(60);
 /// How long a container that somebody is just removing is waited for.
 const MOVED: Duration = Duration::from_secs(10);
-/// How often a pause is tried.
-const FREEZES: u32 = 10;
 const RETRY: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Docker {
-    /// Keeps a running container from writing.
+    /// Keeps a running container from writing. A pause may have to be tried again, see `DockerError::is_not_frozen`.
     pub fn take_hold(&self, container: &Container, how: How) -> Result<(), DockerError> {
         match how {
             How::Pause => {
                 let what = format!("pausing {}", container.name);
-                let mut left = FREEZES;
-                loop {
-                    left -= 1;
-                    match self.call(&what, self.api.pause_container(&container.id)) {
-                        // A busy group does not always freeze in the time that the engine gives it; it is thawed then.
-                        Err(DockerError::Refused { status: 500.., reason, .. })
-                            if left > 0 && reason.contains("freeze") =>
-                        {
-                            let _: Option<()> = self.wait(RETRY, std::future::pending())?;
-                        }
-                        other => return other,
-                    }
-                }
+                self.call(&what, self.api.pause_container(&container.id))
             }
             How::Stop => {
                 let what = format!("stopping {}", container.name);

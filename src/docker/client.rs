@@ -55,6 +55,12 @@ pub enum DockerError {
 }
 
 impl DockerError {
+    /// Whether a busy group of processes did not freeze in the time that it was given. It is thawed then, and may freeze
+    /// the next time.
+    pub fn is_not_frozen(&self) -> bool {
+        matches!(self, Self::Refused { status: 500.., reason, .. } if reason.contains("freeze"))
+    }
+
     /// Whether the reason is the engine or this machine, and nothing that a program in a container made of its data.
     pub fn is_of_this_machine(&self) -> bool {
         match self {

@@ -207,7 +207,8 @@ impl Container {
             started_at: self.started_at.clone(),
             at: jiff::Timestamp::now(),
             settle_s: match how {
-                How::Pause => 3,
+                // As long as the runtime waits for a busy group to freeze, and a little.
+                How::Pause => 12,
                 How::Stop => self.stop_timeout.as_secs() + 5,
             },
         }

@@ -158,6 +158,9 @@ impl Whom<'_> {
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a container must run to be called running.
 const STEADY: Duration = Duration::from_secs(3);
+/// How often a pause is tried, and the time between.
+const FREEZES: u32 = 10;
+const FREEZE_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -381,16 +384,28 @@ impl<'a> Holds<'a> {
             // Its time was up before it began; the caller sees that.
             _ => return Ok(()),
         }
-        let known = self
-            .begin(Some(docker))
-            .and_then(|()| Ok(self.journal.record(&Step::Hold(container.to_held(how)))?));
-        if known.is_err() {
-            self.enter(&container.id, Phase::Reserved);
-            return known;
+        let docker = &docker.undisturbed();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            // Before each try: whoever recovers waits as long after it as the engine may still be at it.
+            let known = self
+                .begin(Some(docker))
+                .and_then(|()| Ok(self.journal.record(&Step::Hold(container.to_held(how)))?));
+            if known.is_err() {
+                let phase = if tries == 1 { Phase::Reserved } else { Phase::Held };
+                self.enter(&container.id, phase);
+                return known;
+            }
+            match docker.take_hold(container, how) {
+                Err(e) if e.is_not_frozen() && tries < FREEZES => std::thread::sleep(FREEZE_AGAIN),
+                outcome => {
+                    self.enter(&container.id, Phase::Held);
+                    outcome?;
+                    break;
+                }
+            }
         }
-        let outcome = docker.undisturbed().take_hold(container, how);
-        self.enter(&container.id, Phase::Held);
-        outcome?;
         let verb = if how == How::Pause { "Paused" } else { "Stopped" };
         self.monitor.event(Event::new(What::ContainerHeld, format!("{verb} {}", container.name)));
         Ok(())

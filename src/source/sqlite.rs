@@ -88,7 +88,7 @@ impl Sqlite {
         loop {
             context.cancel.check()?;
             let pages = if restarts > RESTARTS { -1 } else { STEP_PAGES };
-            match backup.step(pages).map_err(|e| self.error(&e))? {
+            match step(&backup, pages).map_err(|e| self.error(&e))? {
                 StepResult::Done => return Ok(()),
                 StepResult::More => {
                     let left = backup.progress().remaining;
@@ -112,6 +112,15 @@ impl Sqlite {
                 ));
             }
         }
+    }
+}
+
+/// One step of the copy. Whoever recovers the log of a writer that died holds the database too, which has a code of its
+/// own.
+fn step(backup: &Backup<'_, '_>, pages: i32) -> rusqlite::Result<StepResult> {
+    match backup.step(pages) {
+        Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(StepResult::Busy),
+        other => other,
     }
 }
 

@@ -11,7 +11,7 @@ use rustix::fs::{Advice, CWD, RenameFlags};
 use rustix::io::Errno;
 
 use super::kit::{Kit, in_path};
-use super::{Access, Object, Put, Store, StoreError, TEMP, is_leftover};
+use super::{Access, Object, Put, Store, StoreError, TEMP, is_leftover, temp_name};
 use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::mounts;
@@ -298,7 +298,7 @@ impl Store for FsStore {
             return Err(fail(io::Error::other("not a file name")));
         };
         self.make_dirs(dir).map_err(fail)?;
-        let temp = dir.join(format!("{TEMP}{}-{}", std::process::id(), file.to_string_lossy()));
+        let temp = dir.join(temp_name(None, &file.to_string_lossy()));
         let written = self.write_temp(&temp, data, bytes, object, cancel, moved).and_then(|()| {
             let renamed = match how {
                 Put::New => rename_new(&temp, &path),

@@ -22,7 +22,7 @@ use super::credentials::Key;
 use super::fault::{Fault, Kind, Stop, unless};
 use super::kit::{KNOWN_HOSTS, Kit, SSH_CONFIG, in_path, in_user, in_value};
 use super::pace::{Pace, Paced};
-use super::{Access, Object, Put, Refusal, Store, StoreError, TEMP, is_leftover};
+use super::{Access, Object, Put, Refusal, Store, StoreError, TEMP, is_leftover, temp_name};
 use crate::cancel::Cancel;
 use crate::config::Section;
 use crate::secret::SecretRef;
@@ -737,7 +737,7 @@ impl Store for Sftp {
         let path = self.path("write", object)?;
         let (dir, file) = path.rsplit_once('/').unwrap_or(("", &path));
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temp = format!("{dir}/{TEMP}{}-{number}-{file}", std::process::id());
+        let temp = format!("{dir}/{}", temp_name(Some(number), file));
         let exists = || StoreError::Exists { store: self.name.clone(), object: object.to_owned() };
         let mut source =
             Source { data: Paced { data, pace: self.pace.as_ref(), cancel }, moved, broken: None };

@@ -174,15 +174,14 @@ impl<'a> Scene<'a> {
         self.docker.get_or_insert_with(connect).clone()
     }
 
-    /// Before the first act.
+    /// Before each act: whoever recovers waits as long after the last one as the engine may still be at it.
     fn begin(&mut self, docker: Option<&Docker>) -> Result<(), DrillError> {
         if !self.begun {
             self.holds.begin_changes(docker)?;
             self.begun = true;
-            let drill = Drill { id: self.id.clone(), at: Timestamp::now() };
-            self.holds.journal().record(&Step::Drill(drill))?;
         }
-        Ok(())
+        let drill = Drill { id: self.id.clone(), at: Timestamp::now() };
+        Ok(self.holds.journal().record(&Step::Drill(drill))?)
     }
 
     /// The engine, in which there is nothing but what the drill made.
@@ -201,7 +200,7 @@ impl<'a> Scene<'a> {
 
     /// A configuration of these places alone.
     pub fn setup(&mut self) -> Result<Setup, DrillError> {
-        if !self.places.is_empty() {
+        if !self.places.is_empty() && !self.begun {
             self.begin(None)?;
         }
         let mut text = String::new();

@@ -37,7 +37,9 @@ pub(super) fn differs(
     host: &str,
     world: &World<'_>,
 ) -> Result<Option<String>, StoreError> {
-    let probe = object(&home(store, host), "tars-backup-clock");
+    let dir = home(store, host);
+    store.sweep(&dir)?;
+    let probe = object(&dir, "tars-backup-clock");
     let before = (world.now)();
     match store.put_small(&probe, b"the time of this object shows the clock of the store\n", Put::Replace) {
         // Then nothing can be asked that way, and room is what is needed.
