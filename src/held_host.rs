@@ -2,11 +2,13 @@
 //! already make backups of nothing and delete the good ones; or the old machine lives, and two write to one place. So while
 //! a note of the recovery lies on this machine, no run of a timer does anything, and whatever cannot be read counts as one.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::whole_file;
 
 const FILE: &str = "held.json";
 
@@ -36,12 +38,9 @@ impl HeldHost {
 
     /// On disk when this returns.
     pub fn note(&self, dir: &Path) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        serde_json::to_writer(&mut file, self)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(dir.join(FILE)).map_err(|e| e.error)?;
-        std::fs::File::open(dir)?.sync_all()
+        let mut text = serde_json::to_vec(self)?;
+        text.push(b'\n');
+        whole_file::write(&dir.join(FILE), &text)
     }
 
     /// Takes the notes away; whether there was one.

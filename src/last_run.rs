@@ -3,7 +3,7 @@
 //! hint that may be gone at any time. It may make a backup suspect, and never makes one good.
 
 use std::fs::DirBuilder;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Manifest;
+use crate::whole_file;
 
 pub struct LastRun {
     /// What it found.
@@ -81,10 +82,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(text)?;
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    whole_file::write(path, text)
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ pub mod systemd;
 pub mod target;
 pub mod tls;
 pub mod vault;
+pub mod whole_file;
 
 // Floor 3, operations: one file per verb.
 pub mod ops;

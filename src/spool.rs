@@ -3,7 +3,7 @@
 //! missing where. An entry without that note was never finished and is swept; what cannot be looked at is not without.
 
 use std::fs::{DirBuilder, DirEntry, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use crate::hint::Hint;
 use crate::id::BackupName;
 use crate::manifest::{Encryption, Manifest};
 use crate::staging::{StagingError, make_private};
+use crate::whole_file;
 
 const NOTE: &str = "entry.json";
 
@@ -245,10 +246,7 @@ impl Entry {
         let path = self.dir.join(NOTE);
         let fail = |e| failed("write", &path, e);
         let text = serde_json::to_vec_pretty(&self.note).map_err(|e| fail(e.into()))?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir).map_err(fail)?;
-        file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
-        file.persist(&path).map_err(|e| fail(e.error))?;
-        sync_dir(&self.dir).map_err(fail)
+        whole_file::write(&path, &text).map_err(fail)
     }
 
     pub fn manifest(&self) -> &Manifest {

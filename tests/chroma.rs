@@ -111,15 +111,19 @@ fn serve(
 
 impl Fake {
     fn connect(&self) -> Result<Client, ChromaError> {
-        self.connect_with(Pages::default(), Duration::from_secs(20))
+        self.connect_with(Pages::default(), Duration::from_secs(60))
     }
 
     fn connect_with(&self, pages: Pages, total: Duration) -> Result<Client, ChromaError> {
+        self.connect_for(pages, total, Duration::from_secs(10))
+    }
+
+    fn connect_for(&self, pages: Pages, total: Duration, idle: Duration) -> Result<Client, ChromaError> {
         let endpoint = Endpoint {
             url: self.url.clone(),
             token: Some(Token::new(TOKEN)),
             total,
-            idle: Duration::from_millis(700),
+            idle,
             pages,
         };
         Client::connect(endpoint, self.runtime.handle().clone(), self.cancel.clone())
@@ -216,14 +220,27 @@ fn silence_ends_and_so_does_an_answer_that_never_does() {
     for text in ["", "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n[1,"] {
         let f = fake(move |_, _| Reply::Hang(text.into()));
         let started = Instant::now();
-        let e = f.connect().unwrap().collections("t", "d").unwrap_err();
-        assert!(matches!(e, ChromaError::Idle { .. }), "{}", shown(&e));
-        assert!(started.elapsed() < Duration::from_secs(5));
+        let client =
+            f.connect_for(Pages::default(), Duration::from_secs(60), Duration::from_secs(2)).unwrap();
+        let e = client.collections("t", "d").unwrap_err();
+        assert!(matches!(e, ChromaError::Idle { seconds: 2, .. }), "{}", shown(&e));
+        assert!(started.elapsed() < Duration::from_secs(25));
     }
     let f = fake(|_, _| Reply::Drip);
     let client = f.connect_with(Pages::default(), Duration::from_secs(2)).unwrap();
     let e = client.collections("t", "d").unwrap_err();
     assert!(matches!(e, ChromaError::TooLong { seconds: 2, .. }), "{}", shown(&e));
+}
+
+/// Seen of a real server: a question without an answer, and the next one is answered at once.
+#[test]
+fn a_question_that_the_server_lost_is_asked_again() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let f = fake(move |_, _| match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => Reply::Hang(String::new()),
+        _ => Reply::Say(200, "[]".into()),
+    });
+    assert!(f.connect().unwrap().collections("t", "d").unwrap().is_empty());
 }
 
 #[test]
@@ -238,7 +255,7 @@ fn an_interrupt_ends_a_wait() {
     let started = Instant::now();
     let e = client.collections("t", "d").unwrap_err();
     assert!(matches!(e, ChromaError::Interrupted(_)), "{}", shown(&e));
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(25));
 }
 
 #[test]

@@ -40,6 +40,7 @@ const FLOORS: [&[&str]; 5] = [
         "target",
         "tls",
         "vault",
+        "whole_file",
     ],
     &["ops"],
     &["cli", "render"],

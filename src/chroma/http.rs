@@ -16,6 +16,9 @@ use crate::cancel::{Cancel, Interrupted};
 const CONNECT: Duration = Duration::from_secs(10);
 /// Time for one whole answer, however steadily it comes.
 const ANSWER: Duration = Duration::from_secs(600);
+/// How long a server may be silent until what changes nothing is asked once more. Servers of the 1.x line lose a question
+/// now and then.
+const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// A connection that rested longer is not used again: servers of the 0.x line close theirs after 5 s.
 const REST: Duration = Duration::from_secs(2);
 /// Characters of a server's text that are shown.
@@ -138,9 +141,19 @@ impl Http {
 
     /// Sends one question and reads its whole answer, whatever its status. `what` names the step in errors.
     pub fn ask(&self, what: &str, ask: &Ask) -> Result<Answer, ChromaError> {
+        if ask.body.is_none() {
+            match self.ask_once(what, ask, ASK_AGAIN.min(self.idle / 2)) {
+                Err(ChromaError::Idle { .. }) => {}
+                other => return other,
+            }
+        }
+        self.ask_once(what, ask, self.idle)
+    }
+
+    fn ask_once(&self, what: &str, ask: &Ask, idle: Duration) -> Result<Answer, ChromaError> {
         let left = self.total.saturating_sub(self.started.elapsed());
         let request = self.request(ask)?;
-        let exchange = exchange(request, self.idle, self.largest);
+        let exchange = exchange(request, idle, self.largest);
         let outcome = self.runtime.block_on(async {
             tokio::select! {
                 () = self.cancel.requested() => Err(Interrupted),
@@ -150,7 +163,7 @@ impl Http {
         let (what, url) = (what.to_owned(), self.shown());
         match outcome {
             Some(Ok(answer)) => Ok(answer),
-            Some(Err(Fault::Idle)) => Err(ChromaError::Idle { what, url, seconds: self.idle.as_secs() }),
+            Some(Err(Fault::Idle)) => Err(ChromaError::Idle { what, url, seconds: idle.as_secs() }),
             Some(Err(Fault::Large)) => Err(ChromaError::TooLarge { what, url, bytes: self.largest }),
             Some(Err(Fault::Connect(reason))) => Err(ChromaError::Unreachable { url, reason }),
             Some(Err(Fault::Broken(reason))) => Err(ChromaError::Broken { what, url, reason }),

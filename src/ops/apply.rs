@@ -2,8 +2,7 @@
 //! timers fire. What could go wrong: half of it is written, or a file of somebody else is; so everything is known before
 //! the first file changes, each file is replaced as a whole, and only files with our mark are touched.
 
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -21,6 +20,7 @@ use crate::setup::Setup;
 use crate::source::Uses;
 use crate::systemd::{self, Systemd};
 use crate::vault;
+use crate::whole_file;
 
 /// Where an administrator's units lie.
 pub const UNITS: &str = "/etc/systemd/system";
@@ -376,12 +376,8 @@ fn write(path: &Path, text: &str) -> Result<(), ApplyError> {
     let failed = |source| ApplyError::Write { path: path.to_owned(), source };
     let dir = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(dir).map_err(failed)?;
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
     // Units are for everybody to read; there is no secret in one.
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    whole_file::write_as(path, text.as_bytes(), 0o644).map_err(failed)
 }
 
 fn remove(path: &Path) -> Result<(), ApplyError> {

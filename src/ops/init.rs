@@ -10,7 +10,7 @@ mod text;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
@@ -23,6 +23,7 @@ use crate::mounts::{self, Table};
 use crate::setup::{self, Machine};
 use crate::source::quote;
 use crate::staging::make_private;
+use crate::whole_file;
 use propose::{Bind, LeftOut, Looked, Mounted, Proposal, Service, Source, Stack, Volume, What, propose};
 use store::{NoStore, StoreChoice};
 
@@ -216,13 +217,10 @@ pub fn write(path: &Path, text: &str) -> Result<(), InitError> {
     let fail = |source| InitError::Write { path: path.to_owned(), source };
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_private(dir).map_err(|e| fail(io::Error::other(e)))?;
-    let mut file = tempfile::Builder::new().prefix(".config-").tempfile_in(dir).map_err(fail)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
-    file.persist_noclobber(path).map_err(|e| match e.error.kind() {
+    whole_file::create(path, text.as_bytes()).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => InitError::Exists { path: path.to_owned() },
-        _ => fail(e.error),
-    })?;
-    File::open(dir).and_then(|d| d.sync_all()).map_err(fail)
+        _ => fail(e),
+    })
 }
 
 /// What `config check` would say.

@@ -3,8 +3,7 @@
 //! pruned in that store until it is.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +19,7 @@ use crate::setup::Setup;
 use crate::spool::{Spool, SpoolError};
 use crate::staging::{StagingError, make_private};
 use crate::store::{self, Store, StoreError};
+use crate::whole_file;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
@@ -78,11 +78,7 @@ fn save(setup: &Setup, list: &[Unwritten]) -> Result<(), PinError> {
     let path = file(setup);
     let write = || -> io::Result<()> {
         let text = serde_json::to_vec_pretty(list)?;
-        let mut fresh = tempfile::NamedTempFile::new_in(&setup.agent.state_dir)?;
-        fresh.write_all(&text)?;
-        fresh.as_file().sync_all()?;
-        fresh.persist(&path).map_err(|e| e.error)?;
-        File::open(&setup.agent.state_dir)?.sync_all()
+        whole_file::write(&path, &text)
     };
     write().map_err(|source| PinError::Note { path: path.clone(), source })
 }

@@ -34,6 +34,7 @@ use crate::setup::Setup;
 use crate::source::{Configured, Context, Originals, Source, SourceError};
 use crate::target::{Compared, Existing, Target, Wishes, Work};
 use crate::units::{millis, show_bytes};
+use crate::whole_file;
 
 pub use bare::{BareError, compose_dirs, programs_of, setup_of};
 pub use fetch::{FetchError, Fetched, fetch, fetch_one};
@@ -825,12 +826,7 @@ impl<'a> Restore<'a> {
             let to = reference(live);
             let put = |source| SourceError::Place { path: to.clone(), source };
             let text = std::fs::read(self.fetched.dir().join(member)).map_err(put)?;
-            let dir = live.parent().unwrap_or(Path::new("/"));
-            // A new file takes the name in one step: a link that lies there is replaced, not followed.
-            let mut file = tempfile::NamedTempFile::new_in(dir).map_err(put)?;
-            std::io::Write::write_all(&mut file, &text).map_err(put)?;
-            file.as_file().sync_all().map_err(put)?;
-            file.persist(&to).map_err(|e| put(e.error))?;
+            whole_file::write(&to, &text).map_err(put)?;
         }
         Ok(())
     }

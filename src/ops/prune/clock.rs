@@ -1,12 +1,12 @@
 //! Can the clocks be believed? Ages decide what is deleted, and a clock that is wrong makes everything old.
 
-use std::io::Write;
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::ops::World;
 use crate::store::{Put, Store, StoreError, home, object};
+use crate::whole_file;
 
 /// Clocks of two machines differ a little; more than this is a fault.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
@@ -25,9 +25,7 @@ pub(super) fn went_back(state_dir: &Path, now: Timestamp) -> Option<String> {
 /// Notes what it shows, in any case, so that a clock that was put right is believed by the next run. Once in a run: all
 /// that it would delete is held back.
 pub(super) fn note(state_dir: &Path, now: Timestamp) -> std::io::Result<()> {
-    let mut fresh = tempfile::NamedTempFile::new_in(state_dir)?;
-    writeln!(fresh, "{now}")?;
-    fresh.persist(state_dir.join(NOTE)).map(|_| ()).map_err(|e| e.error)
+    whole_file::write(&state_dir.join(NOTE), format!("{now}\n").as_bytes())
 }
 
 /// Why the two clocks cannot both be right: what is written now has another time in the store. None: they agree, or the
