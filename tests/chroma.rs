@@ -119,13 +119,7 @@ impl Fake {
     }
 
     fn connect_for(&self, pages: Pages, total: Duration, idle: Duration) -> Result<Client, ChromaError> {
-        let endpoint = Endpoint {
-            url: self.url.clone(),
-            token: Some(Token::new(TOKEN)),
-            total,
-            idle,
-            pages,
-        };
+        let endpoint = Endpoint { url: self.url.clone(), token: Some(Token::new(TOKEN)), total, idle, pages };
         Client::connect(endpoint, self.runtime.handle().clone(), self.cancel.clone())
     }
 }
@@ -260,7 +254,8 @@ fn an_interrupt_ends_a_wait() {
 
 #[test]
 fn nobody_there_and_bad_addresses_are_told_apart() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // No port that any other test could get.
+    let free = "127.0.0.1:1";
     let runtime = Runtime::new().unwrap();
     let connect = |url: &str, token: &str| {
         let endpoint = Endpoint {

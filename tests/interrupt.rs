@@ -23,7 +23,7 @@ fn a_signal_while_a_command_runs_ends_it_and_leaves_nothing() {
             .source("slow", &format!("type = \"command\"\ncommand = [\"sh\", \"-c\", \"echo $$ > '{child}'; echo begun; sleep 600\"]"))
             .ready();
         let run = home.spawn(&["backup"]);
-        wait_until(|| home.path("child.pid").exists());
+        wait_until(|| std::fs::read_to_string(home.path("child.pid")).is_ok_and(|pid| pid.ends_with('\n')));
         let started = Instant::now();
         run.signal(signal);
         run.end().expect(code).says("interrupted");
@@ -45,30 +45,38 @@ fn a_signal_at_any_moment_leaves_all_or_nothing() {
     let home = with_noise(60_000_000).ready();
     let started = Instant::now();
     home.backup(0);
-    let whole = started.elapsed();
+    let mut whole = started.elapsed();
     let mut interrupted = 0;
-    for step in 0..30u32 {
-        let before = home.committed().len();
-        let run = home.spawn(&["backup"]);
-        std::thread::sleep(whole * step / 28);
-        let signal = if step % 2 == 0 { "TERM" } else { "INT" };
-        // It may have ended by itself already.
-        sh(&format!("kill -{signal} {} 2>/dev/null || true", run.pid()));
-        let done = run.end();
-        let made = home.committed().len() - before;
-        match done.code {
-            0 => assert_eq!(made, 1, "{}", done.stderr),
-            130 | 143 => {
-                assert_eq!(made, 0, "{}", done.stderr);
-                interrupted += 1;
+    // How long a run takes depends on what else this machine does: the first one may have been slow.
+    for round in 0..5 {
+        for step in 0..30u32 {
+            let before = home.committed().len();
+            let run = home.spawn(&["backup"]);
+            let started = Instant::now();
+            std::thread::sleep(whole * step / 28);
+            run.signal(if step % 2 == 0 { "TERM" } else { "INT" });
+            let done = run.end();
+            let made = home.committed().len() - before;
+            match done.code {
+                0 => {
+                    assert_eq!(made, 1, "{}", done.stderr);
+                    whole = whole.min(started.elapsed());
+                }
+                130 | 143 => {
+                    assert_eq!(made, 0, "{}", done.stderr);
+                    interrupted += 1;
+                }
+                // Before the program listens for signals, and so before it says anything, they end it at once.
+                1002 | 1015 if done.stderr.is_empty() => assert_eq!(made, 0),
+                code => panic!("{code}: {}", done.stderr),
             }
-            // Before the program listens for signals they end it at once.
-            code if step < 4 => assert_eq!(made, 0, "{code}"),
-            code => panic!("{code}: {}", done.stderr),
+            home.assert_nothing_left();
         }
-        home.assert_nothing_left();
+        if interrupted >= 8 {
+            break;
+        }
+        assert!(round < 4, "only {interrupted} runs were hit");
     }
-    assert!(interrupted >= 8, "only {interrupted} runs were hit");
     home.tars(&["verify", "--all", "--deep"]).expect(0);
 }
 
@@ -81,7 +89,7 @@ fn a_killed_run_leaves_nothing_visible_and_the_next_one_clears_up() {
     for step in 0..16u32 {
         let run = home.spawn(&["backup"]);
         std::thread::sleep(whole * step / 14);
-        sh(&format!("kill -KILL {} 2>/dev/null || true", run.pid()));
+        run.signal("KILL");
         run.end();
         home.tars(&["list"]).expect(0);
     }

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::{Home, describe, killed_at_every_line, make_odd, restore_to_kill, sh};
+use support::{Home, describe, killed_at_every_line, make_odd, restore_to_kill, sh, wait_for_growth};
 
 /// Two directories and a database, backed up once.
 fn with_three() -> Home {
@@ -411,11 +411,7 @@ fn a_signal_after_the_first_component_tells_what_was_decided() {
     home.backup(0);
     sh(&format!("echo newer > '{}'; sqlite3 '{db}' 'UPDATE t SET v = 2'", home.at("docs/a.txt")));
     let run = home.spawn(&["restore", "--latest", "--yes", "--no-safety-backup"]);
-    let beside = format!("find '{}' -path '*tars-restore*/noise' -size +1M", home.root().display());
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while sh(&format!("{beside} 2>/dev/null || true")).is_empty() {
-        assert!(Instant::now() < deadline, "nothing was unpacked");
-    }
+    wait_for_growth(home.root(), "tars-restore");
     run.signal("TERM");
     let done = run.end().expect(143).says("restored app").says("interrupted: this is what was decided");
     assert!(done.stderr.contains("documents: interrupted"), "{}", done.stderr);
@@ -559,11 +555,7 @@ fn a_signal_leaves_the_old_data_and_nothing_beside_it() {
     sh(&format!("echo newer > '{}'", home.at("docs/a.txt")));
     for (signal, code) in [("TERM", 143), ("INT", 130)] {
         let run = home.spawn(&["restore", "--latest", "--yes", "--no-safety-backup"]);
-        let beside = format!("find '{}' -path '*tars-restore*/noise' -size +1M", home.root().display());
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while sh(&format!("{beside} 2>/dev/null || true")).is_empty() {
-            assert!(Instant::now() < deadline, "nothing was unpacked");
-        }
+        wait_for_growth(home.root(), "tars-restore");
         run.signal(signal);
         run.end().expect(code);
         assert_clean(&home);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tars-backup");
@@ -246,12 +247,7 @@ impl Home {
     /// Waits until the capture is under way: its staged file has grown past 1 MiB.
     #[track_caller]
     pub fn wait_for_staging(&self) {
-        let looked = format!("find '{}' -type f -size +1M 2>/dev/null || true", self.at("state/staging"));
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while sh(&looked).is_empty() {
-            assert!(Instant::now() < deadline, "nothing was staged");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_growth(&self.path("state/staging"), "");
     }
 
     /// Nothing of a run is left: no staging, no temporary or uncommitted object in the store.
@@ -269,6 +265,25 @@ impl Home {
     }
 }
 
+/// Waits until a file below `dir`, with this in its path, has grown past 1 MiB.
+#[track_caller]
+pub fn wait_for_growth(dir: &Path, part: &str) {
+    fn has_grown(dir: &Path, part: &str) -> bool {
+        // What goes while we look was not what is waited for.
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).any(|path| match path.symlink_metadata() {
+            Ok(meta) if meta.is_dir() => has_grown(&path, part),
+            Ok(meta) => meta.is_file() && meta.len() > 1 << 20 && path.to_string_lossy().contains(part),
+            Err(_) => false,
+        })
+    }
+    let deadline = Instant::now() + Duration::from_secs(240);
+    while !has_grown(dir, part) {
+        assert!(Instant::now() < deadline, "nothing has grown in {}", dir.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 pub struct Running {
     pub child: Child,
 }
@@ -278,9 +293,20 @@ impl Running {
         i32::try_from(self.child.id()).unwrap()
     }
 
-    /// Sends a signal to the program alone.
+    /// Sends a signal to the program alone; one that has ended by itself is fine. Without a shell: when it comes is what
+    /// most tests are about.
     pub fn signal(&self, name: &str) {
-        sh(&format!("kill -{name} {}", self.pid()));
+        let signal = match name {
+            "INT" => Signal::INT,
+            "TERM" => Signal::TERM,
+            "KILL" => Signal::KILL,
+            "STOP" => Signal::STOP,
+            "CONT" => Signal::CONT,
+            "HUP" => Signal::HUP,
+            other => panic!("which signal is {other}?"),
+        };
+        // Nobody else has its number before we have asked how it ended.
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Waits until its standard error has shown `text`; returns all that was read.

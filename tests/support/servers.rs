@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
@@ -107,9 +108,18 @@ impl Drop for Program {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody has, and that nobody gets who asks the system for any: those begin at 32768.
 pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        // Programs that run at the same time begin at other places.
+        let begin = 10_000 + u16::try_from(std::process::id() % 200).unwrap() * 100;
+        let port = begin + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// moto, another make in another language. Any key will do there.
