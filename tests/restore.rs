@@ -7,7 +7,6 @@ mod support;
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use support::{Home, describe, killed_at_every_line, make_odd, restore_to_kill, sh, wait_for_growth};
 
