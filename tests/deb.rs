@@ -267,7 +267,7 @@ impl Held {
         let started = Instant::now();
         while self.states() != ["running", "running"] {
             let waited = started.elapsed();
-            assert!(waited < Duration::from_secs(60), "{why}: {:?}\n{}", self.states(), m.log());
+            assert!(waited < Duration::from_secs(240), "{why}: {:?}\n{}", self.states(), m.log());
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -343,13 +343,31 @@ fn a_killed_unit_leaves_every_container_running_and_so_does_a_power_cut() {
     assert_eq!(m.show("Result"), "success", "{}", m.log());
 
     // A power cut: nobody is left who could undo anything, and the engine keeps what it was told.
-    let before = m.committed();
     let run = "setsid env TARS_BACKUP_GUARDIAN=no tars-backup backup >/dev/null 2>&1 & pid=$!";
-    m.sh(&format!(
-        "{run}; until [ \"$(wc -l 2>/dev/null <{journal} || echo 0)\" -ge 3 ]; do :; done; kill -KILL $pid"
-    ));
+    let lines = format!("$(wc -l 2>/dev/null <{journal} || echo 0)");
+    let cut = || {
+        m.sh(&format!(
+            "{run}; until [ \"{lines}\" -ge 3 ]; do [ -d /proc/$pid ] || exit 1; done; kill -KILL $pid"
+        ));
+        // What was asked of the engine is done a little later.
+        let killed = Instant::now();
+        while held.states() == ["running", "running"] {
+            if killed.elapsed() > Duration::from_secs(10) {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        true
+    };
+    // On a busy machine the kill may come before the first hold is asked for, or after the end.
+    let mut tries = 1;
+    while !cut() {
+        assert!(tries < 10, "nothing was held in {tries} tries\n{}", m.log());
+        m.sh("tars-backup recover").expect(0);
+        tries += 1;
+    }
     m.sh(&format!("test -s {journal}")).expect(0);
-    assert_ne!(held.states(), ["running", "running"]);
+    let before = m.committed();
     // The engine comes later: the unit tries again by itself.
     m.sh(&format!("sed -i 's#{socket}#/run/late.sock#' {journal}")).expect(0);
     assert_ne!(m.sh(&format!("systemctl start {RECOVER}")).code, 0);

@@ -344,16 +344,20 @@ fn a_failure_is_told_by_the_command_of_the_operator_and_by_status() {
     let hook = "[hooks]\non_failure = [\"sh\", \"-c\", \"env >/var/lib/tars-backup/told\"]\n";
     let failing = "[sources.extra]\ntype = \"command\"\ncommand = [\"sh\", \"-c\", \"echo no luck >&2; exit 7\"]\ncritical = false\n";
     m.configure(&format!("{CONFIG}{hook}{failing}"));
+    // While it is being told, another failure would be taken for the same.
+    let told = "systemctl show -p ActiveState --value tars-backup-failed@tars-backup.service.service | grep -cx inactive";
     assert_ne!(m.start().code, 0);
     m.wait("grep -qx TARS_BACKUP_UNIT=tars-backup.service /var/lib/tars-backup/told");
     m.sh("grep -qx MONITOR_EXIT_STATUS=2 /var/lib/tars-backup/told").expect(0);
     m.wait("journalctl --sync; journalctl TARS_BACKUP_EVENT=hook.run -o cat | grep -c 'tars-backup.service has failed'");
     m.sh("tars-backup status").expect(1).says("ended with status 2").says("no luck").says("hint:");
+    m.wait(told);
     // Told also where the configuration itself is what is wrong.
     m.sh("rm /var/lib/tars-backup/told").expect(0);
     m.configure(&format!("{CONFIG}{hook}typo = 1\n[agent]\ntypo = 1\n"));
     assert_ne!(m.start().code, 0);
     m.wait("grep -qx MONITOR_EXIT_STATUS=78 /var/lib/tars-backup/told");
+    m.wait(told);
     // One that fails is told in the journal.
     m.configure(&format!("{CONFIG}{}{failing}", hook.replace("env >", "exit 3; ")));
     assert_ne!(m.start().code, 0);

@@ -53,24 +53,25 @@ class Server:
         self.url = url.rstrip("/")
         self.v1 = v1
 
-    def call(self, method, path, body=None, version=None):
+    def call(self, method, path, body=None, version=None, again=False):
         version = version or (1 if self.v1 else 2)
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/api/v{version}{path}", data, method=method)
         request.add_header("Content-Type", "application/json")
         try:
-            return self.answer(request)
+            return self.answer(request, again or method == "GET")
         except urllib.error.HTTPError as e:
             raise Refused(e.code, f"{method} {path}: {e.read().decode(errors='replace')[:400]}") from None
 
-    def answer(self, request):
-        """What only asks is asked again: on a busy machine a server now and then loses a question without a word."""
-        for left in reversed(range(4 if request.method == "GET" else 1)):
+    def answer(self, request, again):
+        """What may be said twice is said again: on a busy machine a server now and then loses a request without a word."""
+        for left in reversed(range(4 if again else 1)):
             try:
                 with urllib.request.urlopen(request, timeout=30 if left else 120) as answer:
                     return json.loads(answer.read() or b"null")
-            except TimeoutError:
-                if not left:
+            except OSError as e:
+                # While the request is sent it comes wrapped.
+                if not left or not isinstance(getattr(e, "reason", e), TimeoutError):
                     raise
 
     def old(self):
@@ -107,7 +108,7 @@ class Server:
         path = within(tenant, database)
         if self.v1:
             path = f"/collections?tenant={quote(tenant)}&database={quote(database)}"
-        return Collection(self, tenant, database, self.call("POST", path, body))
+        return Collection(self, tenant, database, self.call("POST", path, body, again=again))
 
 
 class Collection:
@@ -119,7 +120,8 @@ class Collection:
             self.path = f"{within(tenant, database)}/{facts['id']}"
 
     def call(self, verb, body):
-        return self.server.call("POST", f"{self.path}/{verb}", body)
+        """All of them may be said twice: `add` ignores what is there, and records are deleted by their names."""
+        return self.server.call("POST", f"{self.path}/{verb}", body, again=True)
 
     def count(self):
         return self.server.call("GET", f"{self.path}/count")

@@ -9,7 +9,7 @@
 #   LAB_SERVICES=..    which to start, such as "postgres redis"; default: all five
 #   REDIS_PASSWORD=..  start Redis with --requirepass
 #   POSTGRES_PASSWORD  default below: every character that quoting gets wrong
-#   LAB_TIMEOUT=60     seconds to wait for each server
+#   LAB_TIMEOUT=240    seconds to wait for each server
 #
 # ChromaDB is published on 127.0.0.1:8001, with a prefix on a free port; Ollama and the
 # backend always on free ports, as a developer's machine may have its own. `docker port`
@@ -97,14 +97,14 @@ container() {
 }
 
 await() { # await NAME PROBE: until the probe succeeds
-  local name=$1 probe=$2 end=$((SECONDS + ${LAB_TIMEOUT:-60})) restarts before
+  local name=$1 probe=$2 end=$((SECONDS + ${LAB_TIMEOUT:-240})) restarts before
   before=$(docker container inspect -f '{{.RestartCount}}' "$name")
   until "$probe" >/dev/null 2>&1; do
     # A server that dies at each start is restarted for ever: no use to wait for it.
     restarts=$(docker container inspect -f '{{.RestartCount}}' "$name")
     if [ $SECONDS -ge $end ] || [ $((restarts - before)) -gt 3 ]; then
       docker logs --tail 15 "$name" >&2 || true
-      lab_die "$name does not answer (state: $(docker container inspect -f '{{.State.Status}}' "$name"), restarts: $restarts, waited up to ${LAB_TIMEOUT:-60} s)"
+      lab_die "$name does not answer (state: $(docker container inspect -f '{{.State.Status}}' "$name"), restarts: $restarts, waited up to ${LAB_TIMEOUT:-240} s)"
     fi
     sleep 0.2
   done

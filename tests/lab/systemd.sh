@@ -54,7 +54,7 @@ up() {
 
 settled() {
   local i state=
-  for ((i = 0; i < ${LAB_TIMEOUT:-60} * 5; i++)); do
+  for ((i = 0; i < ${LAB_TIMEOUT:-240} * 5; i++)); do
     # Until the bus is there the question itself fails; --wait is not usable that early.
     state=$(docker exec "$name" systemctl is-system-running 2>/dev/null) || true
     case $state in running | degraded | maintenance | stopping) break ;; esac

@@ -124,9 +124,9 @@ fn an_engine_that_freezes_or_dies_during_a_dump_is_a_failed_component() {
         let started = Instant::now();
         engine.signal(signal);
         assert_failed(&home, run.end(), "postgres", reasons, "partial");
-        assert!(started.elapsed() < Duration::from_secs(20), "it took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
     };
-    broken("3s", "STOP", &["pg_dump in", "sent nothing for 3 s"]);
+    broken("10s", "STOP", &["pg_dump in", "sent nothing for 10 s"]);
     engine.signal("CONT");
     lab.sh(&pg, "pkill -KILL -x pg_dump || true");
     broken("5m", "KILL", &["pg_dump", "Docker engine"]);

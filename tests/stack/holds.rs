@@ -2,8 +2,12 @@
 //! though it was not ours to touch, and a copy that somebody wrote to all the same and that passes for a good one.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::engine::SecondEngine;
 use crate::lab::{Lab, assert_failed, source, until};
@@ -52,13 +56,27 @@ pub fn journal_lines(home: &Home) -> usize {
     text.iter().filter(|b| **b == b'\n').count()
 }
 
+/// Whether a staged file has grown past 1 MB. On a busy machine a shell that looks is too late.
+fn staged(dir: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    // They come and go.
+    entries.flatten().any(|entry| match entry.metadata() {
+        Ok(m) if m.is_dir() => staged(&entry.path()),
+        Ok(m) => m.len() > 1_000_000,
+        Err(_) => false,
+    })
+}
+
 /// A run that holds the container, and itself stands still until it gets SIGCONT.
 #[track_caller]
 fn frozen(home: &Home, lab: &Lab, container: &str, held: &str) -> Running {
-    let run = home.spawn(&["backup"]);
+    let mut run = home.spawn(&["backup"]);
     // Reading has begun, so whatever happens from now on disturbs it.
-    home.wait_for_staging();
-    run.signal("STOP");
+    while !staged(&home.path("state/staging")) {
+        assert!(run.child.try_wait().unwrap().is_none(), "it ended before it read anything");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill_process(Pid::from_child(&run.child), Signal::STOP).unwrap();
     assert_eq!(status(lab, container), held, "the hold was over before the test could look");
     run
 }
@@ -83,6 +101,46 @@ fn thawed(run: Running) -> Done {
     run.end()
 }
 
+/// An engine of the tests that ask what it remembers: it forgets all but the last 256 events, and each command in a
+/// container makes three. It goes when the last of these tests ends.
+struct QuietEngine {
+    host: String,
+    /// Lines of the configuration.
+    socket: String,
+}
+
+/// How many use it.
+static QUIET: Mutex<(usize, Option<SecondEngine>)> = Mutex::new((0, None));
+
+impl QuietEngine {
+    fn up() -> Self {
+        let first = Lab::new();
+        let mut quiet = QUIET.lock().unwrap_or_else(PoisonError::into_inner);
+        let engine = quiet.1.take().unwrap_or_else(|| {
+            let engine = SecondEngine::up("quiet-engine");
+            engine.load(&first, "redis:7-alpine");
+            engine
+        });
+        let host = engine.host.clone();
+        *quiet = (quiet.0 + 1, Some(engine));
+        Self { socket: format!("[docker]\nsocket = {host:?}"), host }
+    }
+
+    fn lab(&self) -> Lab {
+        Lab::on(Some(self.host.clone()))
+    }
+}
+
+impl Drop for QuietEngine {
+    fn drop(&mut self) {
+        let mut quiet = QUIET.lock().unwrap_or_else(PoisonError::into_inner);
+        quiet.0 -= 1;
+        if quiet.0 == 0 {
+            quiet.1 = None;
+        }
+    }
+}
+
 /// Nothing of a hold is left.
 #[track_caller]
 fn assert_clean(home: &Home) {
@@ -92,7 +150,8 @@ fn assert_clean(home: &Home) {
 
 #[test]
 fn only_running_writers_are_held_and_everything_is_as_before() {
-    let lab = Lab::new();
+    let quiet = QuietEngine::up();
+    let lab = quiet.lab();
     let data = volume(&lab, "data", 1);
     let other = volume(&lab, "other", 1);
     let writer = sleeper(&lab, "writer", &data, &[]);
@@ -112,6 +171,7 @@ fn only_running_writers_are_held_and_everything_is_as_before() {
         let home = Home::new()
             .source("held", &volume_source(&data, how, ""))
             .source("live", &volume_source(&other, "live", ""))
+            .extra(&quiet.socket)
             .ready();
         home.backup(0);
         assert_clean(&home);
@@ -137,13 +197,15 @@ fn only_running_writers_are_held_and_everything_is_as_before() {
 /// What somebody does to a container while it is held, and what the failed component says.
 #[test]
 fn whatever_is_done_to_a_held_container_fails_its_component() {
-    let lab = Lab::new();
-    let data = volume(&lab, "data", 60);
+    let quiet = QuietEngine::up();
+    let lab = quiet.lab();
+    let data = volume(&lab, "data", 100);
     let name = "writer";
     let mut writer = sleeper(&lab, name, &data, &[]);
     let mut case = |how: &str, reason: &str, act: &dyn Fn(&str)| {
         let held = if how == "pause" { "paused" } else { "exited" };
-        let home = Home::new().documents().source("data", &volume_source(&data, how, "")).ready();
+        let home = Home::new().documents().source("data", &volume_source(&data, how, ""));
+        let home = home.extra(&quiet.socket).ready();
         let run = frozen(&home, &lab, &writer, held);
         act(&writer);
         assert_failed(&home, thawed(run), "data", &[reason], "partial");
@@ -187,10 +249,12 @@ fn whatever_is_done_to_a_held_container_fails_its_component() {
 
 #[test]
 fn a_writer_that_came_and_went_is_noticed() {
-    let lab = Lab::new();
-    let data = volume(&lab, "data", 60);
+    let quiet = QuietEngine::up();
+    let lab = quiet.lab();
+    let data = volume(&lab, "data", 200);
     let writer = sleeper(&lab, "writer", &data, &[]);
-    let home = Home::new().documents().source("data", &volume_source(&data, "pause", "")).ready();
+    let home = Home::new().documents().source("data", &volume_source(&data, "pause", ""));
+    let home = home.extra(&quiet.socket).ready();
     let run = frozen(&home, &lab, &writer, "paused");
     let mount = format!("{data}:/data");
     lab.container(&["run", "--rm"], "brief", &["-v", &mount, "redis:7-alpine", "touch", "/data/written"]);
@@ -216,7 +280,7 @@ fn a_hung_container_is_paused_and_stopped_like_any_other() {
 #[test]
 fn a_second_run_and_a_recovery_leave_the_holds_of_a_living_run_alone() {
     let lab = Lab::new();
-    let data = volume(&lab, "data", 60);
+    let data = volume(&lab, "data", 200);
     let writer = sleeper(&lab, "writer", &data, &[]);
     let home = Home::new().source("data", &volume_source(&data, "pause", "")).ready();
     let run = frozen(&home, &lab, &writer, "paused");
@@ -421,7 +485,7 @@ fn a_helper_that_is_just_being_made_is_removed(lab: &Lab, engine: &SecondEngine)
 #[test]
 fn a_run_whose_terminal_goes_leaves_every_container_running() {
     let lab = Lab::new();
-    let data = volume(&lab, "data", 60);
+    let data = volume(&lab, "data", 300);
     let writer = sleeper(&lab, "writer", &data, &[]);
     let home = Home::new().source("data", &volume_source(&data, "pause", "")).ready();
     let mut command = home.command(&["backup"]);

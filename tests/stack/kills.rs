@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::holds::{inspect, journal_lines, memory_volume, sleeper, status, volume, volume_source};
 use crate::lab::{Lab, until};
 use crate::support::{Home, sh};
@@ -50,7 +52,7 @@ impl Stack {
 
     /// Waits until the journal has so many lines; false when the run ended without them.
     fn await_lines(&self, child: &mut Child, lines: usize) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(240);
         while journal_lines(&self.home) < lines {
             if Self::run_ended(child) {
                 return false;
@@ -59,6 +61,24 @@ impl Stack {
             std::thread::sleep(Duration::from_micros(200));
         }
         true
+    }
+
+    /// A run that stands still (SIGSTOP) with so many lines in its journal, or a few more: it cannot end before we are
+    /// done. On a busy machine it may end before it is seen; then another one.
+    #[track_caller]
+    fn halted(&self, lines: usize) -> Child {
+        for _ in 0..30 {
+            let mut child = self.spawn();
+            if self.await_lines(&mut child, lines) {
+                kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
+                if journal_lines(&self.home) >= lines {
+                    return child;
+                }
+                kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+            }
+            assert!(child.wait().unwrap().success());
+        }
+        panic!("every run ends before it is seen");
     }
 
     fn helpers(&self) -> String {
@@ -171,8 +191,7 @@ fn runs_guardians_and_recoveries_killed_between_line_and_act_are_undone() {
 #[test]
 fn a_killed_process_group_is_undone_by_the_guardian() {
     let stack = Stack::new("");
-    let mut child = stack.spawn();
-    assert!(stack.await_lines(&mut child, 4));
+    let mut child = stack.halted(4);
     sh(&format!("kill -KILL -- -{}", child.id()));
     child.wait().unwrap();
     stack.until_recovered("the group");
@@ -193,19 +212,16 @@ fn guardian_of(child: &Child) -> String {
 fn without_the_guardian_recover_or_the_next_run_undoes_it() {
     let stack = Stack::new("");
     for verb in ["recover", "backup"] {
-        let mut child = stack.spawn();
-        assert!(stack.await_lines(&mut child, 4));
-        // First it stands still, so that it does not end before its guardian.
-        sh(&format!("kill -STOP {0}; kill -KILL {1}; kill -KILL {0}", child.id(), guardian_of(&child)));
+        let mut child = stack.halted(4);
+        sh(&format!("kill -KILL {}; kill -KILL {}", guardian_of(&child), child.id()));
         child.wait().unwrap();
         assert!(stack.home.path("state/run.journal").exists());
         stack.home.tars(&[verb]).expect(0);
         stack.until_recovered(verb);
     }
     // A run outlives its guardian.
-    let mut child = stack.spawn();
-    assert!(stack.await_lines(&mut child, 2));
-    sh(&format!("kill -KILL {}", guardian_of(&child)));
+    let mut child = stack.halted(2);
+    sh(&format!("kill -KILL {}; kill -CONT {}", guardian_of(&child), child.id()));
     assert!(child.wait().unwrap().success());
     stack.is_good_at_last();
 }

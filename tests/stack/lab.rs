@@ -1,7 +1,7 @@
 //! Containers of one test, removed when it ends. What could go wrong: the engine may be one that somebody works with, so
 //! every name begins with a prefix of this very test, and only what carries the label of the laboratory is removed.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Done, Home, PROGRAM, run};
+use crate::support::{Done, Home, PROGRAM, run, sh};
 
 /// Everything that shells, URLs, TOML and JSON get wrong, around a part that can be searched for in any encoding.
 pub const ODD_PASSWORD: &str = "p@ss w'ord\"$HOME\\x:/%41ü#;";
@@ -21,10 +21,13 @@ pub const ODD_PASSWORD: &str = "p@ss w'ord\"$HOME\\x:/%41ü#;";
 pub const CHROMA: &str = "chromadb/chroma:latest";
 pub const OLD_CHROMA: &str = "tars-lab/chroma:0";
 
-/// Waits until `condition` holds.
+/// A question to a ChromaDB server, in a shell: on a busy machine it now and then loses one without a word.
+pub const ASK: &str = "curl -sf --max-time 60 --retry 3";
+
+/// Waits until `condition` holds. It is long only for what fails.
 #[track_caller]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(240);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -36,15 +39,23 @@ pub fn lab_file(name: &str) -> String {
     format!("{}/tests/lab/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Status and body of the answer to a plain GET; `http://ADDRESS:PORT` is `server`.
+/// Status and body of the answer to a plain GET; `http://ADDRESS:PORT` is `server`. Silence is asked again, twice.
 #[track_caller]
 pub fn http_get(server: &str, path: &str) -> (u16, String) {
     let address = server.trim_start_matches("http://");
-    let mut connection = TcpStream::connect(address).unwrap_or_else(|e| panic!("{server}: {e}"));
-    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
+    let ask = || {
+        let mut connection = TcpStream::connect(address)?;
+        connection.set_read_timeout(Some(Duration::from_secs(30)))?;
+        write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).map(|_| answer)
+    };
+    let silent = |e: &std::io::Error| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    let again = |asked: std::io::Result<String>| match asked {
+        Err(e) if silent(&e) => ask(),
+        asked => asked,
+    };
+    let answer = again(again(ask())).unwrap_or_else(|e| panic!("{server}{path}: {e}"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{server}{path}: {answer:?}"));
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
     (status.unwrap_or_else(|| panic!("{server}{path}: {head:?}")), body.to_owned())
@@ -353,6 +364,14 @@ impl Lab {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Deletes a collection by its URL. Not found: it is gone, and only the answer was lost.
+    #[track_caller]
+    pub fn delete_collection(&self, url: &str) {
+        let ask = ASK.replace("-sf", "-s");
+        let status = sh(&format!("{ask} -o /dev/null -w '%{{http_code}}' -X DELETE '{url}'"));
+        assert!(status == "200" || status == "404", "{url}: {status}");
+    }
+
     /// Everything in a server of ChromaDB, and what its indexes find.
     #[track_caller]
     pub fn chroma_holds(&self, container: &str) -> [String; 2] {
@@ -369,7 +388,7 @@ impl Lab {
         found
     }
 
-    /// From now on dumps of `tars_home` stop after the rows of one table and in the rows of the next, until the returned
+    /// From now on dumps of `tars_home` stop after the rows of one table and amid the rows of the next, until the returned
     /// session ends: reading a long value needs an index that the session holds.
     #[track_caller]
     pub fn hold_dumps(&self, postgres: &str) -> Session {
@@ -378,6 +397,7 @@ impl Lab {
             "tars_home",
             "CREATE TABLE noise AS SELECT i, md5(i::text) || md5((-i)::text) AS v FROM generate_series(1, 200000) i;
              CREATE TABLE stuck (v text); ALTER TABLE stuck ALTER v SET STORAGE EXTERNAL;
+             INSERT INTO stuck SELECT md5(i::text) FROM generate_series(1, 20000) i;
              INSERT INTO stuck SELECT repeat('x', 10000);",
         );
         let index = "SELECT indexrelid::regclass FROM pg_index JOIN pg_class c ON indrelid = c.reltoastrelid WHERE c.oid = 'stuck'::regclass";
@@ -410,7 +430,7 @@ impl Lab {
     #[track_caller]
     pub fn assert_dump_is_gone(&self, postgres: &str) {
         let seen = || self.docker(&["exec", postgres, "pgrep", "-x", "pg_dump"]).code;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while seen() == 0 {
             assert!(Instant::now() < deadline, "pg_dump still runs in the container");
             std::thread::sleep(Duration::from_millis(50));

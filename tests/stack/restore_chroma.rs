@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::lab::{CHROMA, Lab, OLD_CHROMA, lab_file, source};
+use crate::lab::{ASK, CHROMA, Lab, OLD_CHROMA, lab_file, source};
 use crate::legacy;
 use crate::support::{Home, killed_at_every_line, restore_to_kill, run, sh};
 
@@ -73,8 +73,9 @@ fn assert_holds(home: &Home, wanted: &[String; 2], found: &[String; 2]) {
 fn change_it(s: &Server) {
     let url = s.lab.url(&s.container, 8000);
     let base = format!("{url}/api/v2/tenants/default_tenant/databases/default_database/collections");
-    sh(&format!("curl -sf -X DELETE '{base}/odd'"));
-    sh(&format!("curl -sf -X POST '{base}' -H 'Content-Type: application/json' -d '{{\"name\":\"later\"}}'"));
+    s.lab.delete_collection(&format!("{base}/odd"));
+    let later = r#"{"name": "later", "get_or_create": true}"#;
+    sh(&format!("{ASK} -X POST '{base}' -H 'Content-Type: application/json' -d '{later}'"));
 }
 
 #[test]
@@ -213,7 +214,7 @@ const OLD: &str = "changed documents empty inner_product l2-vectors later legacy
 fn collections(s: &Server) -> String {
     let url = s.lab.url(&s.container, 8000);
     let list =
-        sh(&format!("curl -sf '{url}/api/v2/tenants/default_tenant/databases/default_database/collections'"));
+        sh(&format!("{ASK} '{url}/api/v2/tenants/default_tenant/databases/default_database/collections'"));
     let list: Value = serde_json::from_str(&list).unwrap();
     let mut names: Vec<&str> = list.as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
     names.sort_unstable();

@@ -1,7 +1,7 @@
 //! The whole stack comes back: every service from one archive, while the others wait. What could go wrong: an application
 //! that works on half of it, or that writes its old state into restored data.
 
-use crate::lab::{Lab, lab_file, source, until};
+use crate::lab::{ASK, Lab, lab_file, source, until};
 use crate::support::{Home, follow_the_guide, killed_at_every_line, restore_to_kill, run, sh};
 use crate::{legacy, postgres, redis};
 
@@ -103,7 +103,7 @@ impl Stack {
                 self.lab.redis_cli(&self.redis, &["FLUSHALL"]);
                 self.lab.redis_cli(&self.redis, &["SET", "later", "1"]);
             }
-            "chromadb" => drop(sh(&format!("curl -sf -X DELETE '{}/odd'", self.collections()))),
+            "chromadb" => self.lab.delete_collection(&format!("{}/odd", self.collections())),
             "ollama" => drop(self.lab.sh(&self.ollama, "rm -rf /root/.ollama/models")),
             _ => drop(self.lab.sh(&self.backend, "rm -r /app/logs/old; echo another > /app/logs/app.log")),
         }
@@ -122,7 +122,7 @@ impl Stack {
             }
             "chromadb" => {
                 self.lab.await_chroma(&self.chroma);
-                !sh(&format!("curl -sf '{}'", self.collections())).contains("\"odd\"")
+                !sh(&format!("{ASK} '{}'", self.collections())).contains("\"odd\"")
             }
             "ollama" => self.models().is_empty() || !self.models().contains("/models/"),
             _ => self.logs().contains("another"),
@@ -415,9 +415,11 @@ fn an_archive_of_the_bash_script_brings_all_its_parts_back() {
     legacy::put_in(&archive, "postgres.sql.gz", &format!("docker exec {} sh -c '{dump}'", s.pg));
     s.lab.redis_cli(&s.redis, &["SAVE"]);
     legacy::put_in(&archive, "redis-dump.rdb", &format!("docker exec {} cat /data/dump.rdb", s.redis));
-    // The script copied a running server.
-    let copy = "tar -C /chroma/chroma -czf - .";
-    legacy::put_in(&archive, "chromadb.tar.gz", &format!("docker exec {} {copy}", s.chroma));
+    // The script copied a running server. Here it stands still, so that the copy is of one moment each time.
+    let (chroma, data) = (&s.chroma, s.lab.ok(&["inspect", "-f", "{{(index .Mounts 0).Source}}", &s.chroma]));
+    let copy = format!("tar -C '{}' -czf - .", data.trim());
+    let still = format!("docker pause {chroma} >&2; {copy}; docker unpause {chroma} >&2");
+    legacy::put_in(&archive, "chromadb.tar.gz", &still);
     let table =
         || s.lab.sql(&s.pg, "tars_home", "SELECT count(*), md5(string_agg(m, '' ORDER BY i)) FROM plain");
     let (rows, keys, vectors) = (table(), redis::keys(&s.lab, &s.redis), s.lab.chroma_holds(&s.chroma));

@@ -287,6 +287,6 @@ fn the_client_of_chroma_holds_with_real_servers() {
         let data = tempfile::tempdir().unwrap();
         let mount = format!("{}:/chroma/chroma", data.path().display());
         let server = lab.chroma(image, name, Some(&mount), Some("/chroma/chroma"));
-        chroma_api::check_everything(&lab.url(&server, 8000), data.path());
+        chroma_api::check_everything(&lab, &server, data.path());
     }
 }
