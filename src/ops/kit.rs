@@ -76,7 +76,7 @@ pub struct Kit {
     pub advice: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct KitStore {
     pub name: String,
     pub location: String,
@@ -393,18 +393,10 @@ mod tests {
     fn store(name: &str, tiers: &[&str], has_configuration: bool, offsite: bool) -> KitStore {
         KitStore {
             name: name.into(),
-            location: String::new(),
             offsite,
             tiers: tiers.iter().map(|t| (*t).to_owned()).collect(),
             has_configuration,
-            url: String::new(),
-            facts: Vec::new(),
-            keys: Vec::new(),
-            files: Vec::new(),
-            web: None,
-            mount: None,
-            packages: Vec::new(),
-            notes: Vec::new(),
+            ..KitStore::default()
         }
     }
 

@@ -380,18 +380,11 @@ mod tests {
     fn store(name: &str, url: &str) -> KitStore {
         KitStore {
             name: name.into(),
-            location: String::new(),
             offsite: true,
             tiers: vec!["hot".into()],
             has_configuration: true,
             url: url.into(),
-            facts: Vec::new(),
-            keys: Vec::new(),
-            files: Vec::new(),
-            web: None,
-            mount: None,
-            packages: Vec::new(),
-            notes: Vec::new(),
+            ..KitStore::default()
         }
     }
 
