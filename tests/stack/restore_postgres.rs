@@ -340,10 +340,7 @@ fn kill_everywhere(
     );
     for moment in 0..moments {
         again();
-        let mut args = vec!["restore", "--latest", "--yes", "--no-safety-backup"];
-        args.extend(more);
-        let mut child = home
-            .command(&args)
+        let mut child = restore_to_kill(home, true, more)
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
