@@ -32,7 +32,8 @@ pub enum Change {
     Exchange {
         live: PathBuf,
         beside: PathBuf,
-        /// Device and inode of the new tree: which of the two it is now.
+        /// Device and inode of the new tree: which of the two it is now. The device may have another number after a boot,
+        /// and both names are on the same.
         new: (u64, u64),
         /// There was nothing at the live path.
         absent: bool,
@@ -45,8 +46,20 @@ pub enum Change {
     Window { helper: String, inner: Box<Change> },
     /// Several files, each exchanged with one beside it.
     Files { files: Vec<Change> },
-    /// An SQLite database, changed by SQLite itself. `old` is a copy of it; None where there was none.
-    Sqlite { live: PathBuf, new: PathBuf, old: Option<PathBuf> },
+    /// An SQLite database, changed by SQLite itself.
+    Sqlite {
+        live: PathBuf,
+        new: PathBuf,
+        /// A copy of it; None where there was none.
+        old: Option<PathBuf>,
+        /// What SQLite counts of the live one (`PRAGMA schema_version`), another number once it was loaded; its user may
+        /// have written to it since. None where there was none.
+        #[serde(default)]
+        count: Option<i64>,
+        /// Inode of `new`: whether what is live is that very file.
+        #[serde(default)]
+        inode: Option<u64>,
+    },
     /// Databases of a PostgreSQL server exchange their names.
     Databases(Box<Databases>),
 }
@@ -151,6 +164,11 @@ fn id_of(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
+/// Whether that is the new tree.
+fn is_new(meta: &Metadata, new: (u64, u64)) -> bool {
+    meta.ino() == new.1
+}
+
 fn look(path: &Path) -> Result<Option<Metadata>, ChangeError> {
     match path.symlink_metadata() {
         Ok(meta) => Ok(Some(meta)),
@@ -213,6 +231,13 @@ pub fn plan_file(live: &Path, beside: &Path) -> Result<Change, ChangeError> {
     let absent = look(live)?.is_none();
     let (live, beside) = (live.to_owned(), beside.to_owned());
     Ok(Change::Exchange { live, beside, new: id_of(&new), absent, carried: Vec::new() })
+}
+
+/// How the database `new` will come to `live`. `old`: a copy of what is there, None where nothing is.
+pub fn plan_database(live: &Path, new: &Path, old: Option<PathBuf>) -> Result<Change, ChangeError> {
+    let count = old.is_some().then(|| schema_version(live)).transpose()?;
+    let inode = look(new)?.map(|m| m.ino());
+    Ok(Change::Sqlite { live: live.to_owned(), new: new.to_owned(), old, count, inode })
 }
 
 /// Something new beside live data, of no use without us.
@@ -328,7 +353,7 @@ impl Change {
                 copy_attributes(&new, root)?;
                 sync(root)
             }
-            Self::Sqlite { live, new, old } => {
+            Self::Sqlite { live, new, old, .. } => {
                 if old.is_none() {
                     // Looked at again: whoever made them since would be mixed with the new one.
                     must_have_no_remains(live)?;
@@ -349,8 +374,7 @@ impl Change {
             Self::Databases(databases) => databases.undo(engine),
             Self::Files { files } => files.iter().rev().try_for_each(|f| f.undo(engine)),
             Self::Exchange { live, beside, new, absent, carried } => {
-                let is_new = look(live)?.is_some_and(|m| id_of(&m) == *new);
-                if is_new {
+                if look(live)?.is_some_and(|m| is_new(&m, *new)) {
                     let flags = if *absent { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
                     rustix::fs::renameat_with(CWD, live, CWD, beside, flags)
                         .map_err(errno("put the old data back to", live))?;
@@ -359,7 +383,7 @@ impl Change {
                 uncarry(beside, live, carried)?;
                 // Only the new tree may go: never what carries the old data.
                 match look(beside)? {
-                    Some(m) if id_of(&m) == *new => remove(beside),
+                    Some(m) if is_new(&m, *new) => remove(beside),
                     _ => Ok(()),
                 }
             }
@@ -368,11 +392,11 @@ impl Change {
                 remove(&root.join(NEW))?;
                 sync(root)
             }
-            Self::Sqlite { live, new, old } => {
+            Self::Sqlite { live, new, old, count, inode } => {
                 match old {
                     Some(old) if look(old)?.is_some() || look(new)?.is_some() => {
-                        // A load that failed has changed nothing, and whoever locked it may still do so.
-                        if !is_same(live, old)? {
+                        // A load that failed has changed nothing, and whoever locked it may still do so, and write.
+                        if was_loaded(live, old, *count)? {
                             load(old, live)?;
                         }
                         // The last thing to go is what tells that the old one is back.
@@ -381,11 +405,14 @@ impl Change {
                     }
                     // Somebody did it before, and was killed at the end of it.
                     Some(_) => {}
-                    // `new` is still there unless it went live.
-                    None if look(new)?.is_none() => {
+                    // `new` is still there unless it went live. What is there now may be somebody else's.
+                    None if look(new)?.is_none()
+                        && inode
+                            .is_none_or(|i| look(live).is_ok_and(|m| m.is_some_and(|m| m.ino() == i))) =>
+                    {
                         // There was none of these before it went live.
-                        for path in std::iter::once(live.clone()).chain(beside_database(live)) {
-                            remove_file(&path)?;
+                        for path in beside_database(live).iter().chain([live]) {
+                            remove_file(path)?;
                         }
                     }
                     None => {}
@@ -402,7 +429,7 @@ impl Change {
             Self::Databases(databases) => databases.finish(engine),
             Self::Files { files } => files.iter().try_for_each(|f| f.finish(engine)),
             Self::Exchange { live, beside, new, .. } => {
-                let went_live = look(live)?.is_some_and(|m| id_of(&m) == *new);
+                let went_live = look(live)?.is_some_and(|m| is_new(&m, *new));
                 if went_live { remove(beside) } else { Ok(()) }
             }
             Self::Within { root, .. } => keeping_times(&[root], || {
@@ -447,7 +474,7 @@ impl Change {
                 });
             }
             Self::Exchange { live, beside, new, carried, .. } => {
-                match look(live)?.is_some_and(|m| id_of(&m) == *new) {
+                match look(live)?.is_some_and(|m| is_new(&m, *new)) {
                     true => None,
                     false => {
                         uncarry(beside, live, carried)?;
@@ -462,9 +489,9 @@ impl Change {
                     Some((root.join(NEW), root.join(format!("restored-{id}"))))
                 }
             },
-            Self::Sqlite { live, new, old } => {
+            Self::Sqlite { live, new, old, count, .. } => {
                 let still_old = match old {
-                    Some(old) => is_same(live, old)?,
+                    Some(old) => !was_loaded(live, old, *count)?,
                     None => look(new)?.is_some(),
                 };
                 still_old.then(|| (new.clone(), with_ending(live, &format!(".restored-{id}"))))
@@ -502,7 +529,7 @@ impl Change {
             Self::Exchange { absent: true, .. } | Self::Sqlite { old: None, .. } => return Ok(None),
             Self::Exchange { live, beside, .. } => (beside.clone(), named(live)),
             Self::Within { root, .. } => (root.join(OLD), root.join(format!("before-{id}"))),
-            Self::Sqlite { live, new, old: Some(old) } => {
+            Self::Sqlite { live, new, old: Some(old), .. } => {
                 remove_file(new)?;
                 (old.clone(), named(live))
             }
@@ -832,6 +859,28 @@ pub fn copy_database(from: &Path, to: &Path) -> Result<(), ChangeError> {
     File::open(to).and_then(|f| f.sync_all()).map_err(failed("sync", to))
 }
 
+/// Whether other data was loaded into the database `live` since `count` was taken, and `old` copied. Each load counts by
+/// one more; what programs write to their tables does not.
+fn was_loaded(live: &Path, old: &Path, count: Option<i64>) -> Result<bool, ChangeError> {
+    match count {
+        Some(count) => Ok(schema_version(live)? != count),
+        None => Ok(!is_same(live, old)?),
+    }
+}
+
+/// Of a database that may be in use. A load that a kill has cut is rolled back by that.
+fn schema_version(path: &Path) -> Result<i64, ChangeError> {
+    let wrong = |source: rusqlite::Error| match source.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+            ChangeError::Locked { path: path.to_owned() }
+        }
+        _ => ChangeError::Unreadable { path: path.to_owned(), source },
+    };
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(wrong)?;
+    db.busy_timeout(PATIENCE).map_err(wrong)?;
+    db.pragma_query_value(None, "schema_version", |row| row.get(0)).map_err(wrong)
+}
+
 /// Whether the database `live` is the one that `old` was copied from: a copy of it now has the same bytes.
 fn is_same(live: &Path, old: &Path) -> Result<bool, ChangeError> {
     let now = with_ending(old, ".now");
@@ -1022,7 +1071,7 @@ mod tests {
         drop(database(&at("live"), "old", "DELETE"));
         copy_database(&at("live"), &at("old")).unwrap();
         drop(database(&at("new"), "new", "DELETE"));
-        let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+        let change = plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap();
         assert_eq!(change.keep_failed("x", None).unwrap(), restored);
         assert_eq!(value(&Connection::open(at("live")).unwrap()), "old");
         assert_eq!(value(&Connection::open(at("live.restored-x")).unwrap()), "new");
@@ -1123,7 +1172,11 @@ mod tests {
             std::fs::copy(at("live"), at("torn")).unwrap();
             std::fs::copy(at("live-journal"), at("torn-journal")).unwrap();
         }
-        let change = Change::Sqlite { live: at("torn"), new: at("new"), old: Some(at("old")) };
+        let live = at("torn");
+        // Of a journal that an earlier version wrote, and of ours.
+        let count = Some(schema_version(&at("live")).unwrap());
+        let inode = None;
+        let change = Change::Sqlite { live, new: at("new"), old: Some(at("old")), count, inode };
         change.undo(None).unwrap();
         assert_eq!(value(&Connection::open(at("torn")).unwrap()), "old");
         assert!(!at("old").exists() && !at("new").exists());
@@ -1138,7 +1191,7 @@ mod tests {
             drop(database(&at("live"), "old", "DELETE"));
             copy_database(&at("live"), &at("old")).unwrap();
             drop(database(&at("new"), "new", "DELETE"));
-            let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+            let change = plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap();
             change.apply(None).unwrap();
             if !gone.is_empty() {
                 load(&at("old"), &at("live")).unwrap();
@@ -1152,15 +1205,67 @@ mod tests {
                 assert!(!at("old").exists() && !at("new").exists(), "{gone:?}");
             }
         }
-        // Without the old one nobody knows which of them is live.
+        // What was loaded and has no old one any more is not called undone.
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        drop(database(&at("live"), "unknown", "DELETE"));
+        drop(database(&at("live"), "old", "DELETE"));
         drop(database(&at("new"), "new", "DELETE"));
-        let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+        let change = plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap();
+        load(&at("new"), &at("live")).unwrap();
         change.undo(None).unwrap_err();
-        assert_eq!(value(&Connection::open(at("live")).unwrap()), "unknown");
+        assert_eq!(value(&Connection::open(at("live")).unwrap()), "new");
         assert!(at("new").exists());
+    }
+
+    /// A load that was refused has changed nothing; what its user wrote since is not taken back.
+    #[test]
+    fn what_was_written_to_a_database_that_could_not_be_replaced_stays() {
+        for mode in ["DELETE", "WAL"] {
+            let dir = tempfile::tempdir().unwrap();
+            let at = |name: &str| dir.path().join(name);
+            drop(database(&at("new"), "new", "DELETE"));
+            let application = database(&at("live"), "old", mode);
+            copy_database(&at("live"), &at("old")).unwrap();
+            let change = plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap();
+            application.execute("UPDATE t SET v = 'written since'", []).unwrap();
+            if mode == "WAL" {
+                assert!(matches!(change.apply(None), Err(ChangeError::Locked { .. })));
+            }
+            // Still open, or not: nothing is to be done to it.
+            change.undo(None).unwrap();
+            assert_eq!(value(&application), "written since");
+            assert!(!at("old").exists() && !at("new").exists());
+        }
+    }
+
+    #[test]
+    fn a_database_that_somebody_made_meanwhile_is_not_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        drop(database(&at("new"), "new", "DELETE"));
+        let change = plan_database(&at("live"), &at("new"), None).unwrap();
+        change.apply(None).unwrap();
+        change.undo(None).unwrap();
+        assert!(!at("live").exists() && !at("new").exists());
+        let _held = std::fs::write(at("holds the number of what is gone"), "");
+        drop(database(&at("live"), "of the application", "DELETE"));
+        change.undo(None).unwrap();
+        assert_eq!(value(&Connection::open(at("live")).unwrap()), "of the application");
+    }
+
+    #[test]
+    fn a_disk_may_have_another_number_after_a_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fill(&at("live"), &[("a", "old")]);
+        fill(&at("beside"), &[("a", "new")]);
+        let change = plan_directory(&at("live"), &at("beside"), Vec::new()).unwrap();
+        change.apply(None).unwrap();
+        let Change::Exchange { live, beside, new, absent, carried } = change else { panic!() };
+        let change = Change::Exchange { live, beside, new: (new.0 + 1, new.1), absent, carried };
+        change.undo(None).unwrap();
+        assert_eq!(std::fs::read_to_string(at("live/a")).unwrap(), "old");
+        assert!(!at("beside").exists());
     }
 
     /// SQLite would read the old frames into the new file.
@@ -1172,7 +1277,7 @@ mod tests {
             drop(database(&at("new"), "new", "DELETE"));
             let left = at(&format!("it's{ending}"));
             std::fs::write(&left, "old").unwrap();
-            let change = Change::Sqlite { live: at("it's"), new: at("new"), old: None };
+            let change = plan_database(&at("it's"), &at("new"), None).unwrap();
             let e = change.apply(None).unwrap_err();
             assert!(matches!(e, ChangeError::Remains { .. }), "{e:?}");
             assert!(e.to_string().contains(&format!("but it's{ending} of it")), "{e}");
@@ -1242,7 +1347,7 @@ mod tests {
             drop(database(&at("new"), "new", "DELETE"));
             let application = database(&at("live"), "old", mode);
             copy_database(&at("live"), &at("old")).unwrap();
-            let change = Change::Sqlite { live: at("live"), new: at("new"), old: Some(at("old")) };
+            let change = plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap();
             match (mode, change.apply(None)) {
                 ("DELETE", outcome) => {
                     outcome.unwrap();

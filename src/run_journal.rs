@@ -129,7 +129,6 @@ pub struct Pending {
     /// Component, and what was made for it beside live data.
     pub scratch: Vec<(String, Scratch)>,
     pub changes: Vec<PendingChange>,
-    /// Then there is nothing else: what was done to things that are thrown away need not be undone.
     pub drill: Option<Drill>,
 }
 
@@ -156,9 +155,25 @@ impl PendingChange {
 impl Pending {
     fn of(steps: Vec<Step>) -> Self {
         let mut pending = Self::default();
+        // What a drill does to things that are thrown away need not be undone.
+        let mut drilling = false;
         for step in steps {
             match step {
-                Step::Run { socket, .. } => pending.socket = socket,
+                Step::Run { socket, .. } => {
+                    pending.socket = socket;
+                    drilling = false;
+                }
+                Step::Drill(drill) => {
+                    pending.drill = Some(drill);
+                    drilling = true;
+                }
+                Step::DrillRemoved { .. } => {
+                    pending.drill = None;
+                    drilling = false;
+                }
+                Step::Released { id } => pending.held.retain(|h| h.id != id),
+                Step::HelperRemoved { name } => pending.helpers.retain(|h| h.name != name),
+                _ if drilling => {}
                 Step::Hold(held) => {
                     pending.touched.retain(|h| h.id != held.id);
                     pending.touched.push(held.clone());
@@ -166,9 +181,7 @@ impl Pending {
                     pending.held.retain(|h| (&h.id, h.how) != (&held.id, held.how));
                     pending.held.push(held);
                 }
-                Step::Released { id } => pending.held.retain(|h| h.id != id),
                 Step::Helper(helper) => pending.helpers.push(helper),
-                Step::HelperRemoved { name } => pending.helpers.retain(|h| h.name != name),
                 Step::Scratch { component, scratch } => pending.scratch.push((component, scratch)),
                 Step::Change { component, change } => {
                     // What lay beside is part of the change now, and may be the old data.
@@ -185,14 +198,9 @@ impl Pending {
                     pending.scratch.retain(|(c, _)| *c != component);
                     pending.changes.retain(|c| c.component != component);
                 }
-                Step::Drill(drill) => pending.drill = Some(drill),
-                Step::DrillRemoved { .. } => pending = Self { socket: pending.socket, ..Self::default() },
             }
         }
-        match pending.drill {
-            Some(_) => Self { socket: pending.socket, drill: pending.drill, ..Self::default() },
-            None => pending,
-        }
+        pending
     }
 
     /// Whether live data was being replaced: undoing that writes where a run that only reads may not.
@@ -355,6 +363,20 @@ mod tests {
         let pending =
             Pending::of([1, 9].map(|s| Step::Drill(Drill { id: "d".into(), at: late(s) })).to_vec());
         assert_eq!(pending.drill.unwrap().at, late(9));
+    }
+
+    #[test]
+    fn a_drill_that_is_still_there_hides_nothing_of_a_later_run() {
+        let drill = Drill { id: "d".into(), at: Timestamp::UNIX_EPOCH };
+        let run = || Step::Run { pid: 1, socket: None };
+        let mut steps = vec![run(), Step::Drill(drill.clone()), Step::Hold(held("thrown away")), run()];
+        steps.push(Step::Hold(held("live")));
+        assert_eq!(Pending::of(steps.clone()).held, [held("live")]);
+        assert_eq!(Pending::of(steps.clone()).drill, Some(drill));
+        steps.push(Step::DrillRemoved { id: "d".into() });
+        assert_eq!(Pending::of(steps.clone()).held, [held("live")]);
+        steps.push(Step::Released { id: "live".into() });
+        assert!(Pending::of(steps).is_empty());
     }
 
     #[test]

@@ -225,6 +225,8 @@ pub struct Context<'a> {
     pub config_files: &'a [PathBuf],
     /// Directories of ours that are never captured.
     pub own_dirs: &'a [PathBuf],
+    /// Those among them that are in use while anything is done.
+    pub agent_dirs: Vec<&'a Path>,
     /// Our own program, for probing mounts.
     pub exe: &'a Path,
     /// Facts of this component in the newest earlier backup.

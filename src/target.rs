@@ -257,6 +257,20 @@ impl TreeTarget {
         Ok(found)
     }
 
+    /// Our journal would not be found by whoever recovers while its directory is moved from the old tree to the new.
+    fn must_hold_nothing_of_ours(&self, context: &Context<'_>) -> Result<(), SourceError> {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let live = real(&self.live);
+        match context.agent_dirs.iter().find(|dir| real(dir).starts_with(&live)) {
+            None => Ok(()),
+            Some(dir) => Err(SourceError::hinted(
+                self.live.display().to_string(),
+                format!("{} of tars-backup lies in it, and is in use", dir.display()),
+                "restore elsewhere with --to, and copy; or move it first ([agent] in the configuration)",
+            )),
+        }
+    }
+
     /// Unpacks into the new directory `beside`. Warnings.
     fn unpack(
         &self,
@@ -312,6 +326,7 @@ impl Target for TreeTarget {
                 "is its disk mounted? make the directory above it, or restore elsewhere with --to",
             )
         })?;
+        self.must_hold_nothing_of_ours(context)?;
         let found = Self::survey_member(context, work)?;
         let on = if self.live.is_dir() { &self.live } else { parent };
         Ok((on.to_owned(), found.data_bytes + 4096 * found.inodes))
@@ -331,7 +346,7 @@ impl Target for TreeTarget {
     fn change(&self, context: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
         let beside = change::beside(&self.live, work.id);
         let carried = match self.live.is_dir() {
-            true => tree::left_out(&self.live, &self.left_out(work), context.cancel)?,
+            true => tree::left_out(&self.live, &self.left_out(work), context.own_dirs, context.cancel)?,
             false => Vec::new(),
         };
         Ok(change::plan_directory(&self.live, &beside, carried)?)
@@ -493,12 +508,12 @@ impl Target for SqliteTarget {
         let new = self.beside(work, "");
         if self.existing(context)? == Existing::Nothing {
             change::must_have_no_remains(&self.live)?;
-            return Ok(Change::Sqlite { live: self.live.clone(), new, old: None });
+            return Ok(change::plan_database(&self.live, &new, None)?);
         }
         let old = self.beside(work, ".old");
         journal.record(&work.scratch(&old))?;
         change::copy_database(&self.live, &old)?;
-        Ok(Change::Sqlite { live: self.live.clone(), new, old: Some(old) })
+        Ok(change::plan_database(&self.live, &new, Some(old))?)
     }
 
     fn check(&self, _: &Context<'_>, work: &Work<'_>, _: &[Container]) -> Result<Vec<String>, SourceError> {

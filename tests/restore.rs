@@ -545,6 +545,69 @@ fn killed_at_any_step_each_component_is_wholly_old_or_wholly_new() {
     home.assert_nothing_left();
 }
 
+/// No source captures them, so no backup has them: they must outlive what lies around them.
+#[test]
+fn a_store_within_what_is_restored_stays() {
+    let home = Home::new().documents();
+    let inside = home.at("docs/backups");
+    let lines =
+        "[stores.inside]\ntype = \"fs\"\npath = \"PATH\"\n[tiers.in]\nstores = [\"inside\"]\npath = \"in\"";
+    let home = home.extra(&lines.replace("PATH", &inside)).ready();
+    sh(&format!("mkdir '{inside}'"));
+    home.tars(&["store", "init", "inside"]).expect(0);
+    for tier in ["in", "in", "hot"] {
+        home.tars(&["backup", "--tier", tier]).expect(0);
+    }
+    sh(&format!("echo changed > '{}'", home.at("docs/a.txt")));
+    home.tars(&["restore", "--latest", "--yes"]).expect(0);
+    assert_eq!(sh(&format!("cat '{}'", home.at("docs/a.txt"))), "hello\n");
+    assert_eq!(home.committed_at("docs/backups/in").len(), 2);
+    home.tars(&["verify", "--all", "--store", "inside", "--deep"]).expect(0);
+    home.tars(&["backup", "--tier", "in"]).expect(0);
+}
+
+#[test]
+fn what_we_work_in_is_not_moved_under_our_feet() {
+    let home = Home::new().documents();
+    let agent =
+        format!("[agent]\nstate_dir = \"{0}/docs/state\"\nruntime_dir = \"{0}/run\"", home.root().display());
+    let home = home.extra(&agent).ready();
+    home.backup(0);
+    sh(&format!("echo changed > '{}'", home.at("docs/a.txt")));
+    for how in ["--dry-run", "--yes"] {
+        home.tars(&["restore", "--latest", how]).expect(1).says("docs/state of tars-backup lies in it");
+    }
+    assert_eq!(sh(&format!("cat '{}'", home.at("docs/a.txt"))), "changed\n");
+    home.tars(&["restore", "--latest", "--to", &home.at("elsewhere")]).expect(0);
+}
+
+/// The journal says what is half done, and nobody can finish it now.
+#[test]
+fn what_is_half_restored_is_not_backed_up() {
+    let home = Home::new().documents();
+    let db = home.at("app.sqlite3");
+    sh(&format!("sqlite3 '{db}' 'CREATE TABLE t(v); INSERT INTO t VALUES (1)'"));
+    let home = home.source("app", &format!("type = \"sqlite\"\npath = \"{db}\"")).ready();
+    home.backup(0);
+    let change = format!(
+        "{{\"way\":\"sqlite\",\"live\":\"{db}\",\"new\":\"{db}.new\",\"old\":\"{db}.old\",\"count\":77,\"inode\":1}}"
+    );
+    let lines = [
+        "{\"step\":\"run\",\"pid\":1,\"socket\":null}".to_owned(),
+        format!("{{\"step\":\"change\",\"component\":\"app\",\"change\":{change}}}"),
+    ];
+    sh(&format!("cp '{db}' '{db}.old'"));
+    std::fs::write(home.path("state/run.journal"), lines.join("\n") + "\n").unwrap();
+    // Whoever holds it keeps the old one from being loaded.
+    let application = rusqlite::Connection::open(home.path("app.sqlite3")).unwrap();
+    application.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    home.tars(&["backup"]).expect(1).says("a restore was broken off").says("no backup was made");
+    assert_eq!(home.committed().len(), 1);
+    drop(application);
+    home.backup(0);
+    assert_eq!(home.committed().len(), 2);
+}
+
 #[test]
 fn a_signal_leaves_the_old_data_and_nothing_beside_it() {
     let home = Home::new().documents();

@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -266,8 +267,20 @@ pub fn inventory(root: &Path, rules: &TreeRules, cancel: &Cancel) -> Result<Inve
     Ok(Inventory { report, digest: hex::encode(surveyor.hasher.finalize()) })
 }
 
-/// What a backup of the tree leaves out, as paths below `root`: what the patterns hide, sockets and devices.
-pub fn left_out(root: &Path, exclude: &Exclude, cancel: &Cancel) -> Result<Vec<PathBuf>, TreeError> {
+/// Device and inode of each of them that is there.
+fn ids_of(dirs: &[PathBuf]) -> Vec<(u64, u64)> {
+    dirs.iter().filter_map(|d| rustix::fs::stat(d).ok()).map(|s| (s.st_dev, s.st_ino)).collect()
+}
+
+/// What a backup of the tree leaves out, as paths below `root`: what the patterns hide, our own directories, sockets and
+/// devices.
+pub fn left_out(
+    root: &Path,
+    exclude: &Exclude,
+    own_dirs: &[PathBuf],
+    cancel: &Cancel,
+) -> Result<Vec<PathBuf>, TreeError> {
+    let own = ids_of(own_dirs);
     let mut found = Vec::new();
     let mut waiting = vec![PathBuf::new()];
     while let Some(dir) = waiting.pop() {
@@ -281,7 +294,12 @@ pub fn left_out(root: &Path, exclude: &Exclude, cancel: &Cancel) -> Result<Vec<P
             if exclude.hides(below.as_os_str().as_bytes()) {
                 found.push(below);
             } else if kind.is_dir() {
-                waiting.push(below);
+                let meta = entry.metadata().map_err(fail)?;
+                if own.contains(&(meta.dev(), meta.ino())) {
+                    found.push(below);
+                } else {
+                    waiting.push(below);
+                }
             } else if !kind.is_file() && !kind.is_symlink() && !std::os::unix::fs::FileTypeExt::is_fifo(&kind)
             {
                 found.push(below);
@@ -382,12 +400,7 @@ fn walk(
     let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| root_error(root, e))?;
     let fail_root = |e: Errno| TreeError::Root { path: root.to_owned(), source: e.into() };
     let top_stat = rustix::fs::fstat(&top).map_err(fail_root)?;
-    let own: Vec<(u64, u64)> = rules
-        .own_dirs
-        .iter()
-        .filter_map(|d| rustix::fs::stat(d).ok())
-        .map(|s| (s.st_dev, s.st_ino))
-        .collect();
+    let own = ids_of(&rules.own_dirs);
 
     let mut report = TreeReport { directories: 1, ..TreeReport::default() };
     visit.directory(top.as_fd(), b"", &top_stat, &mut report)?;

@@ -8,7 +8,7 @@ use super::args::{BackupArgs, Global};
 use super::gate::{self, Asker};
 use super::recover::lock;
 use super::session::{Failed, Session, load};
-use crate::config::Tier;
+use crate::config::{Agent, Tier};
 use crate::exit::{Exit, Verdict};
 use crate::host::Identity;
 use crate::journal::Sink;
@@ -16,8 +16,10 @@ use crate::last_run::{Ended, LastRun};
 use crate::marks::Pin;
 use crate::ops::backup::{self, BackupError, Outcome, PlanError, Request};
 use crate::ops::promote::{self, PromoteError};
+use crate::ops::recover::Recovered;
 use crate::progress::{Event, Monitor, What};
 use crate::render::{json, text};
+use crate::run_journal::RunJournal;
 use crate::setup::Setup;
 
 pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Failed> {
@@ -68,6 +70,11 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
 
     let whole_tier = request.output_dir.is_none() && !plan.is_handpicked();
     let last = whole_tier.then(|| LastRun::of(&setup.agent.state_dir, plan.tier.name.as_str()));
+    if let Err(failed) = must_be_settled(&setup.agent, &recovered) {
+        session.monitor.event(Event::new(What::RunFailed, "Backup failed").tier(&plan.tier.name));
+        note_end(&session, last.as_ref(), failed.exit, &failed.lines.join("\n"), false);
+        return Err(failed);
+    }
     match backup::run(&setup, &plan, &guard, &world) {
         Ok(mut outcome) => {
             outcome.left_held.extend(recovered.left);
@@ -81,6 +88,17 @@ pub fn run(global: &Global, args: &BackupArgs, sink: Sink) -> Result<Exit, Faile
             Err(failed)
         }
     }
+}
+
+/// A backup of data that is half restored would look like one of good data.
+fn must_be_settled(agent: &Agent, recovered: &Recovered) -> Result<(), Failed> {
+    let broken_off = RunJournal::new(&agent.state_dir).pending().is_ok_and(|p| p.is_of_a_restore());
+    if !broken_off {
+        return Ok(());
+    }
+    let why = recovered.left.join("; ");
+    let text = format!("a restore was broken off and cannot be put right ({why}); no backup was made");
+    Err(Failed::text(Exit::Failed, text, Some("mend that, then: tars-backup recover".into())))
 }
 
 /// For `status`; nothing depends on it.

@@ -574,6 +574,7 @@ pub(super) fn context<'a>(
         secret_refs: &setup.secret_refs,
         config_files: &setup.files,
         own_dirs,
+        agent_dirs: setup.agent.own_dirs(),
         exe: world.exe,
         previous,
     }

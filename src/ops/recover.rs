@@ -100,7 +100,7 @@ fn undo(
     done: &mut Recovered,
 ) -> Result<(), Interrupted> {
     if let Some(drill) = &pending.drill {
-        return throw_away(journal, pending, drill, runtime, cancel, monitor, done);
+        throw_away(journal, pending, drill, runtime, cancel, monitor, done)?;
     }
     let by_engine = !pending.touched.is_empty()
         || !pending.helpers.is_empty()
