@@ -139,6 +139,11 @@ impl StoreError {
             _ => false,
         }
     }
+
+    /// Whether there is nothing where it should be: it was never made, or its disk is not mounted.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::NoMarker { .. } | Self::Mount { source: MountError::Missing { .. }, .. })
+    }
 }
 
 impl Hint for StoreError {

@@ -108,6 +108,43 @@ fn a_killed_run_leaves_nothing_visible_and_the_next_one_clears_up() {
     assert_eq!(sh(&format!("find '{}' -name '.tars-backup-tmp-*'", home.at("store"))), "");
 }
 
+/// The directory of the store is not even there while its disk is not mounted.
+#[test]
+fn a_store_that_went_away_gets_its_backup_when_it_is_back() {
+    let home = Home::new().documents().ready();
+    for (away, back) in [
+        ("mv store away", "mv away store"),
+        ("mv store/tars-backup-store.json .", "mv tars-backup-store.json store"),
+    ] {
+        home.backup(0);
+        let before = home.committed_at("store/daily").len();
+        // The names in it cannot be seen while it is away, and nobody makes two backups in a second.
+        std::thread::sleep(Duration::from_millis(1100));
+        sh(&format!("cd '{}' && {away}", home.root().display()));
+        home.tars(&["backup"]).expect(1).says("spool");
+        assert!(!home.path("store").exists() || home.committed().len() == before);
+        sh(&format!("cd '{}' && {back}", home.root().display()));
+        home.tars(&["sync"]).expect(0);
+        assert_eq!(home.committed().len(), before + 1);
+    }
+    home.tars(&["verify", "--all", "--deep"]).expect(0);
+}
+
+/// Between the look at it and the delivery lies the whole capture.
+#[test]
+fn a_store_that_is_unmounted_meanwhile_gets_nothing_on_the_disk_below() {
+    let home = Home::new().documents();
+    let store = home.at("store");
+    sh(&format!("mount -t tmpfs tars-store '{store}'"));
+    let unmount =
+        format!("type = \"command\"\ncommand = [\"sh\", \"-c\", \"umount -l '{store}'; echo done\"]");
+    let home = home.source("trick", &unmount).ready();
+    home.tars(&["backup"]).expect(1).says("has no marker").says("spool");
+    assert_eq!(sh(&format!("find '{store}' -mindepth 1")), "");
+    let waits = sh(&format!("find '{}' -name '*.tar.gz'", home.at("state/spool")));
+    assert_eq!(waits.lines().count(), 1, "{waits}");
+}
+
 #[test]
 fn a_second_run_is_refused_with_the_holder_or_waits() {
     let home = Home::new().documents();

@@ -387,6 +387,7 @@ fn run_with(
     let tier = plan.tier.name.to_string();
     world.monitor.event(Event::new(What::RunStarted, format!("Backup of tier {tier} started")).tier(&tier));
 
+    let last = LastRun::of(&setup.agent.state_dir, &tier);
     let mut usable = Vec::new();
     let mut stores = Vec::new();
     let mut may_pass = false;
@@ -395,7 +396,9 @@ fn run_with(
             Ok(()) => usable.push(target),
             Err(StoreError::Interrupted(i)) => return Err(i.into()),
             Err(e) => {
-                may_pass |= target.is_configured() && e.may_pass();
+                // What took a backup of this tier before is not a store that was never made.
+                let returns = e.may_pass() || (e.is_away() && last.recall().is_some());
+                may_pass |= target.is_configured() && returns;
                 stores.push(store_failed(target.store().name(), Failure::of(&e, world), world));
             }
         }
@@ -433,7 +436,6 @@ fn run_with(
     let bytes =
         captured.iter().filter_map(|c| c.outcome.as_ref().ok()).flat_map(|c| &c.staged).map(|s| s.bytes);
     let bench = Bench::prepare(setup, plan, bytes.sum(), &staging, &name, world);
-    let last = LastRun::of(&setup.agent.state_dir, &tier);
     let anomalies = gate::check(plan, &captured, &usable, &last, world)?;
     let (manifest, packed) =
         compose::pack_all(plan, &mut captured, &anomalies, &staging, &bench, (&name, time), world)?;

@@ -18,6 +18,7 @@ use crate::progress::{Event, What};
 use crate::setup::Setup;
 use crate::spool::{Entry, Pending, Slot, Spool};
 use crate::staging::{Staging, StagingError};
+use crate::store;
 use crate::units::show_bytes;
 
 /// Where the archive is packed: in the spool, from where it can be delivered later; or in staging, where the spool has
@@ -329,7 +330,8 @@ fn try_one(
     bring(Place { store, dir: &target.dir }, manifest, parcel, attempt, world)
 }
 
-/// One delivery with what goes before it: clears what killed runs left.
+/// One delivery with what goes before it: clears what killed runs left. What is a directory may have been unmounted since
+/// it was looked at, and is another directory then.
 pub(in crate::ops) fn bring(
     to: Place<'_>,
     manifest: &Manifest,
@@ -340,9 +342,16 @@ pub(in crate::ops) fn bring(
     let (store, name) = (to.store, &manifest.backup_name);
     let event = Event::new(What::Delivering, format!("Delivering {name} to {}", store.name()));
     world.monitor.event(event.backup(name).store(store.name()));
+    let is_ours = || match store.local_root() {
+        Some(_) => store::check_marker(store, world.owner, world.cancel),
+        None => Ok(()),
+    };
+    is_ours()?;
     for left in store.sweep(to.dir)? {
         let text = format!("Removed what a killed run left in {}: {left}", store.name());
         world.monitor.event(Event::new(What::LeftoverRemoved, text).store(store.name()));
     }
-    delivery::deliver(to, manifest, parcel, attempt, world.cancel, world.monitor, world.now)
+    let receipt = delivery::deliver(to, manifest, parcel, attempt, world.cancel, world.monitor, world.now)?;
+    is_ours()?;
+    Ok(receipt)
 }
