@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::World;
 use super::find::Found;
 use super::sync::{self, Delivered};
+use crate::archive::compress::{Reserve, free_bytes};
 use crate::archive::pack::Packed;
 use crate::cancel::Interrupted;
 use crate::delivery::Parcel;
@@ -38,6 +39,8 @@ pub enum CarryError {
     Waits { name: BackupName },
     #[error("the spool would hold more than {limit} with {name}, which has {bytes}")]
     Full { name: BackupName, bytes: String, limit: String },
+    #[error("{name} has {bytes}, and the disk of the spool has {free} free")]
+    Disk { name: BackupName, bytes: String, free: String },
     #[error("no copy of {name} could be fetched: {why}")]
     NoCopy { name: BackupName, why: String },
     #[error("cannot write {path}")]
@@ -65,7 +68,9 @@ impl Hint for CarryError {
             Self::Waits { .. } => "deliver that first: tars-backup sync".into(),
             Self::Full { .. } => "deliver what waits (tars-backup sync), or raise agent.spool_limit".into(),
             Self::NoCopy { name, .. } => format!("look at its copies: tars-backup verify {name}"),
-            Self::Write { .. } => "make room, or set agent.spool_dir to a larger disk".into(),
+            Self::Disk { .. } | Self::Write { .. } => {
+                "make room, or set agent.spool_dir to a larger disk".into()
+            }
             Self::Interrupted(_) => return None,
         })
     }
@@ -149,6 +154,13 @@ fn enter(
         return Err(CarryError::Full { name: name.clone(), bytes, limit });
     }
     let mut slot = spool.begin(name)?;
+    // Other services live of that disk, too.
+    let room = |source| CarryError::Write { path: slot.dir().to_owned(), source };
+    let (free, reserve) = (free_bytes(slot.dir()).map_err(room)?, Reserve::of(slot.dir()).map_err(room)?);
+    if free < bytes.saturating_add(reserve.bytes) {
+        let (bytes, free) = (show_bytes(bytes), show_bytes(free));
+        return Err(CarryError::Disk { name: name.clone(), bytes, free });
+    }
     let (manifest, packed) = fetch(copies, slot.dir(), world)?;
     let parcel = Parcel { packed, encryption: manifest.encryption.clone() };
     let pending = pending(parcel.encryption.is_sealed());

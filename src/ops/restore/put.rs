@@ -40,12 +40,21 @@ impl Restore<'_> {
         match self.make_live(target, &work, &change, hold.as_ref()) {
             Ok(warnings) => outcome.warnings.extend(warnings),
             Err(e) if self.request.keep => {
-                outcome.warnings.extend(match change.keep_failed(work.id, engine)? {
-                    Kept::Nothing => None,
-                    Kept::Old(old) => Some(format!("the new data is live; the old data is in {old}")),
-                    Kept::New(new) => Some(format!("the old data is live; the new data is in {new}")),
+                let kept = change.keep_failed(work.id, engine).map_err(SourceError::from);
+                let kept = kept.and_then(|kept| self.settled(chosen.name).map(|()| kept).map_err(Into::into));
+                outcome.warnings.extend(match kept {
+                    Ok(Kept::Nothing) => None,
+                    Ok(Kept::Old(old)) => Some(format!("the new data is live; the old data is in {old}")),
+                    Ok(Kept::New(new)) => Some(format!("the old data is live; the new data is in {new}")),
+                    Err(worse) => {
+                        // Nobody may use what may be half of both.
+                        outcome.warnings.push(self.world.vault.scrub(&chain(&e)));
+                        if let Some(hold) = hold {
+                            hold.abandon(&format!("what failed could not be kept: {}", chain(&worse)));
+                        }
+                        return Err(worse);
+                    }
                 });
-                self.settled(chosen.name)?;
                 end(hold);
                 return Err(e);
             }
