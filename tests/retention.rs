@@ -751,3 +751,25 @@ fn what_still_waits_for_one_store_can_be_promoted_to_another() {
     assert_eq!(sh(&format!("ls '{}'", home.at("state/spool"))), "");
     home.tars(&["verify", "--all", "--store", "second"]).expect(0);
 }
+
+/// What is fetched to be copied is as large as a backup, and lies on the disk of other services.
+#[test]
+fn a_copy_that_the_disk_of_the_spool_cannot_hold_is_not_begun() {
+    let home = Home::new().documents().second_store();
+    let (root, spool) = (home.root().display().to_string(), home.at("small"));
+    sh(&format!("mkdir '{spool}' && mount -t tmpfs -o size=20m tars-spool '{spool}'"));
+    sh(&format!("head -c 12000000 /dev/urandom > '{}'", home.at("docs/noise")));
+    let agent =
+        format!("state_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\nspool_dir = \"{spool}\"");
+    let cold =
+        "[tiers.cold]\nstores = [\"second\"]\npath = \"cold\"\npromote_from = \"hot\"\nmax_age = \"8d\"";
+    let home = home.extra(&format!("[agent]\n{agent}\n{cold}")).ready();
+    home.tars(&["store", "init", "second"]).expect(0);
+    home.backup(0);
+    sh(&format!("head -c 10000000 /dev/zero > '{spool}/of-somebody-else'"));
+    home.tars(&["backup", "--tier", "cold"]).expect(1).says("the disk of the spool has");
+    sh(&format!("rm '{spool}/of-somebody-else'"));
+    home.tars(&["backup", "--tier", "cold"]).expect(0);
+    assert_eq!(home.committed_at("second/cold").len(), 1);
+    sh(&format!("umount '{spool}'"));
+}
