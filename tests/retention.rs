@@ -724,7 +724,7 @@ fn a_promotion_that_is_repeated_leaves_nothing_that_waits() {
     };
 
     // A store that does not answer gets it when it does, and the run says that nobody has it yet.
-    proxy.on(|_| Act::error(503, "SlowDown"));
+    proxy.on(|_| Act::error(403, "AccessDenied"));
     home.tars(&cold).expect(1).says("waits in the spool for s3");
     home.tars(&cold).expect(1).says("waits in the spool for s3");
     proxy.on(|_| Act::Pass);
@@ -738,7 +738,7 @@ fn a_promotion_that_is_repeated_leaves_nothing_that_waits() {
     home.tars(&cold).expect(0).says(&name).says("is in s3 already");
     nothing_waits();
     // The same where that could not be asked at first.
-    proxy.on(|_| Act::error(503, "SlowDown"));
+    proxy.on(|_| Act::error(403, "AccessDenied"));
     home.tars(&cold).expect(1).says("waits in the spool for s3");
     proxy.on(|_| Act::Pass);
     home.tars(&["sync"]).expect(0);
@@ -778,7 +778,7 @@ fn a_store_that_is_down_while_others_get_a_promotion_gets_it_later() {
     home.backup(0);
     let name = home.only();
     let cold = ["backup", "--tier", "cold"];
-    proxy.on(|_| Act::error(503, "SlowDown"));
+    proxy.on(|_| Act::error(403, "AccessDenied"));
     home.tars(&cold).expect(2).says("waits in the spool for s3");
     home.tars(&cold).expect(2).says("is in nas already").says("waits in the spool for s3");
     proxy.on(|_| Act::Pass);
@@ -789,6 +789,31 @@ fn a_store_that_is_down_while_others_get_a_promotion_gets_it_later() {
         assert_eq!(listed(&home, &["--tier", "cold", "--store", store]), [name.clone()]);
     }
     home.tars(&["verify", "--all", "--store", "s3"]).expect(0);
+}
+
+#[test]
+fn a_backup_of_the_future_hides_none_that_is_real() {
+    let home = home("min = 1");
+    let (real, daily) = (home.only(), home.path("store/daily"));
+    let future = fabricate(&daily, &daily, days_ago(-300), true, |_| ());
+    let latest = || {
+        let rows = home.tars(&["list", "--json"]).expect(0).json();
+        let latest = rows.as_array().unwrap().iter().filter(|r| r["latest"] == true);
+        latest.map(|r| r["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let status = |code| home.tars(&["status", "--json"]).expect(code).json();
+    assert_eq!(latest(), [real.clone()]);
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says(&real);
+    let told = status(0);
+    assert_eq!(told["tiers"][0]["newest"], real.as_str(), "{told}");
+    assert_eq!(told["components"][0]["backup"], real.as_str(), "{told}");
+
+    // Where there is no other it is what there is, but no sign that the timer works.
+    sh(&format!("rm '{}'/{real}.*", daily.display()));
+    assert_eq!(latest(), [future.clone()]);
+    home.tars(&["show", "--latest"]).expect(0).says(&future);
+    let told = status(1);
+    assert!(told["problems"].to_string().contains("is of the future"), "{told}");
 }
 
 #[test]
