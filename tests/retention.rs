@@ -786,7 +786,7 @@ fn a_store_that_is_down_while_others_get_a_promotion_gets_it_later() {
     assert_eq!(sh(&format!("ls -A '{}'", home.at("state/spool"))), "");
     home.tars(&["sync"]).expect(0);
     for store in ["nas", "s3"] {
-        assert_eq!(listed(&home, &["--tier", "cold", "--store", store]), [name.clone()]);
+        assert_eq!(listed(&home, &["--tier", "cold", "--store", store]), [name.as_str()]);
     }
     home.tars(&["verify", "--all", "--store", "s3"]).expect(0);
 }
@@ -802,7 +802,7 @@ fn a_backup_of_the_future_hides_none_that_is_real() {
         latest.map(|r| r["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let status = |code| home.tars(&["status", "--json"]).expect(code).json();
-    assert_eq!(latest(), [real.clone()]);
+    assert_eq!(latest(), [real.as_str()]);
     home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says(&real);
     let told = status(0);
     assert_eq!(told["tiers"][0]["newest"], real.as_str(), "{told}");
@@ -810,7 +810,7 @@ fn a_backup_of_the_future_hides_none_that_is_real() {
 
     // Where there is no other it is what there is, but no sign that the timer works.
     sh(&format!("rm '{}'/{real}.*", daily.display()));
-    assert_eq!(latest(), [future.clone()]);
+    assert_eq!(latest(), [future.as_str()]);
     home.tars(&["show", "--latest"]).expect(0).says(&future);
     let told = status(1);
     assert!(told["problems"].to_string().contains("is of the future"), "{told}");
