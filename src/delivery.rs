@@ -55,6 +55,10 @@ impl crate::hint::Hint for DeliveryError {
         match self {
             Self::Store(e) => e.hint(),
             Self::NotSealed { hint, .. } => hint.clone(),
+            // Sealed another time it is the same backup, which only a copy that was found good can show.
+            Self::NameTaken { store, name } => {
+                Some(format!("look at that one: tars-backup verify --store {store} {name}"))
+            }
             Self::Changed(_) => Some("the disk of the spool damages data: check it (dmesg, smartctl)".into()),
             _ => None,
         }

@@ -703,6 +703,120 @@ fn a_plain_backup_is_sealed_when_it_is_promoted_out_of_the_house() {
 }
 
 #[test]
+fn a_promotion_that_is_repeated_leaves_nothing_that_waits() {
+    let server = S3sFs::start();
+    let proxy = Proxy::start(&server.endpoint());
+    let keys = tempfile::tempdir().unwrap();
+    let identity = keys.path().join("identity").display().to_string();
+    let recipient = sh(&format!("age-keygen -o '{identity}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
+    let more = format!(
+        "[encryption]\nrecipients = [\"{recipient}\"]\n\
+         [tiers.cold]\nstores = [\"s3\"]\npath = \"monthly\"\npromote_from = \"hot\""
+    );
+    let home = s3_home(&proxy.endpoint(), &more);
+    home.backup(0);
+    let name = home.only();
+    let cold = ["backup", "--tier", "cold"];
+    let spool = || sh(&format!("ls -A '{}'", home.at("state/spool")));
+    let nothing_waits = || {
+        assert_eq!(spool(), "");
+        home.tars(&["sync"]).expect(0);
+    };
+
+    // A store that does not answer gets it when it does, and the run says that nobody has it yet.
+    proxy.on(|_| Act::error(403, "AccessDenied"));
+    home.tars(&cold).expect(1).says("waits in the spool for s3");
+    home.tars(&cold).expect(1).says("waits in the spool for s3");
+    proxy.on(|_| Act::Pass);
+    home.tars(&["sync"]).expect(0).says("is in s3 now");
+    nothing_waits();
+
+    // Sealed once more it would have other bytes: what is there already is what was wanted.
+    let dir = server.bucket().join("hosts/home-1/monthly");
+    let sum = || sh(&format!("cd '{}'; sha256sum {name}.tar.gz.age {name}.manifest.json", dir.display()));
+    let before = sum();
+    home.tars(&cold).expect(0).says(&name).says("is in s3 already");
+    nothing_waits();
+    // The same where that could not be asked at first.
+    proxy.on(|_| Act::error(403, "AccessDenied"));
+    home.tars(&cold).expect(1).says("waits in the spool for s3");
+    proxy.on(|_| Act::Pass);
+    home.tars(&["sync"]).expect(0);
+    nothing_waits();
+    assert_eq!(sum(), before);
+
+    // One that nobody found good is no proof, and another sealed one cannot take its place.
+    std::fs::remove_file(dir.join(format!("{name}.verified"))).unwrap();
+    home.tars(&cold).expect(1).says("not known to be readable").says("tars-backup verify");
+    nothing_waits();
+    home.tars(&["verify", &name, "--store", "s3"]).expect(0);
+    home.tars(&cold).expect(0).says("is in s3 already");
+    // What is on its way out is no copy.
+    std::fs::write(dir.join(format!("{name}.trash")), "{}").unwrap();
+    home.tars(&cold).expect(1).says("trash").says("tars-backup undelete");
+    nothing_waits();
+
+    // A backup of another time that has the name stays what it is.
+    std::fs::remove_file(dir.join(format!("{name}.trash"))).unwrap();
+    let path = dir.join(format!("{name}.manifest.json"));
+    let mut other = Manifest::read_sidecar(&std::fs::read(&path).unwrap()).unwrap();
+    other.host = "another".into();
+    let (bytes, sha256) = (other.bytes.unwrap(), other.sha256.clone().unwrap());
+    std::fs::write(&path, other.to_sidecar(bytes, &sha256).unwrap()).unwrap();
+    let before = sum();
+    home.tars(&cold).expect(1).says("another backup of the name");
+    nothing_waits();
+    assert_eq!(sum(), before);
+}
+
+#[test]
+fn a_store_that_is_down_while_others_get_a_promotion_gets_it_later() {
+    let server = S3sFs::start();
+    let proxy = Proxy::start(&server.endpoint());
+    let tier = "[tiers.cold]\nstores = [\"nas\", \"s3\"]\npath = \"monthly\"\npromote_from = \"hot\"";
+    let home = s3_home(&proxy.endpoint(), tier);
+    home.backup(0);
+    let name = home.only();
+    let cold = ["backup", "--tier", "cold"];
+    proxy.on(|_| Act::error(403, "AccessDenied"));
+    home.tars(&cold).expect(2).says("waits in the spool for s3");
+    home.tars(&cold).expect(2).says("is in nas already").says("waits in the spool for s3");
+    proxy.on(|_| Act::Pass);
+    home.tars(&cold).expect(0);
+    assert_eq!(sh(&format!("ls -A '{}'", home.at("state/spool"))), "");
+    home.tars(&["sync"]).expect(0);
+    for store in ["nas", "s3"] {
+        assert_eq!(listed(&home, &["--tier", "cold", "--store", store]), [name.as_str()]);
+    }
+    home.tars(&["verify", "--all", "--store", "s3"]).expect(0);
+}
+
+#[test]
+fn a_backup_of_the_future_hides_none_that_is_real() {
+    let home = home("min = 1");
+    let (real, daily) = (home.only(), home.path("store/daily"));
+    let future = fabricate(&daily, &daily, days_ago(-300), true, |_| ());
+    let latest = || {
+        let rows = home.tars(&["list", "--json"]).expect(0).json();
+        let latest = rows.as_array().unwrap().iter().filter(|r| r["latest"] == true);
+        latest.map(|r| r["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let status = |code| home.tars(&["status", "--json"]).expect(code).json();
+    assert_eq!(latest(), [real.as_str()]);
+    home.tars(&["restore", "--latest", "--dry-run"]).expect(0).says(&real);
+    let told = status(0);
+    assert_eq!(told["tiers"][0]["newest"], real.as_str(), "{told}");
+    assert_eq!(told["components"][0]["backup"], real.as_str(), "{told}");
+
+    // Where there is no other it is what there is, but no sign that the timer works.
+    sh(&format!("rm '{}'/{real}.*", daily.display()));
+    assert_eq!(latest(), [future.as_str()]);
+    home.tars(&["show", "--latest"]).expect(0).says(&future);
+    let told = status(1);
+    assert!(told["problems"].to_string().contains("is of the future"), "{told}");
+}
+
+#[test]
 fn a_store_that_was_away_gets_what_its_rule_holds() {
     let home = Home::new().documents().second_store();
     let home = home.extra("[tiers.both.keep]\nwithin = \"7d\"\nmin = 1").ready();

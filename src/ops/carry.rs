@@ -14,8 +14,9 @@ use super::find::Found;
 use super::sync::{self, Delivered};
 use crate::archive::compress::{Reserve, free_bytes};
 use crate::archive::pack::Packed;
-use crate::cancel::Interrupted;
-use crate::delivery::Parcel;
+use crate::cancel::{Cancel, Interrupted};
+use crate::catalog::Listing;
+use crate::delivery::{Parcel, Place, Receipt};
 use crate::hint::{Hint, chain};
 use crate::id::BackupName;
 use crate::manifest::Manifest;
@@ -24,7 +25,7 @@ use crate::ops::pins::{self, PinError};
 use crate::progress::{Event, What};
 use crate::setup::Setup;
 use crate::spool::{self, Pending, Spool, SpoolError};
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, object};
 use crate::units::show_bytes;
 
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,51 @@ impl Hint for CarryError {
             Self::Interrupted(_) => return None,
         })
     }
+}
+
+/// What a store has of the name of a backup.
+pub(super) enum There {
+    Nothing,
+    /// Nothing that is committed, or a commit that does not read as one.
+    Unfinished,
+    /// The same backup, whole and found good; it may have been sealed another time.
+    Good(Receipt),
+    /// The same backup, and nobody knows whether it is good. These are its bytes.
+    Unproven(Option<String>),
+    /// The same backup, on its way out.
+    Trashed,
+    /// Another backup.
+    Other,
+}
+
+/// Looks whether a store has that backup. A second sealing has other bytes, so its digest cannot tell.
+pub(super) fn there(to: Place<'_>, manifest: &Manifest, cancel: &Cancel) -> Result<There, StoreError> {
+    let name = &manifest.backup_name;
+    let listing = Listing::of(to.store, to.dir, cancel)?;
+    if !listing.used().any(|n| n == *name) {
+        return Ok(There::Nothing);
+    }
+    let committed = listing.names().contains(name);
+    let Some(entry) = committed.then(|| listing.entry(name.clone())).transpose()?.flatten() else {
+        return Ok(There::Unfinished);
+    };
+    let Ok(stored) = &entry.manifest else { return Ok(There::Unfinished) };
+    if stored.host != manifest.host || stored.timestamp != manifest.timestamp {
+        return Ok(There::Other);
+    }
+    Ok(match (&entry.trash, &entry.verified, stored.bytes, &stored.sha256) {
+        (Some(_), ..) => There::Trashed,
+        (None, Some(mark), Some(bytes), Some(sha256)) if entry.is_verified() => There::Good(Receipt {
+            store: to.store.name().to_owned(),
+            object: object(to.dir, &stored.archive_file()),
+            bytes,
+            sha256: sha256.clone(),
+            method: "read-back".to_owned(),
+            time: mark.time.clone(),
+            duration_ms: 0,
+        }),
+        _ => There::Unproven(stored.sha256.clone()),
+    })
 }
 
 /// Where a copy is to go.
@@ -140,12 +186,15 @@ fn enter(
         let mut entries = spool.entries()?.into_iter().flatten();
         let waiting = entries.find(|e| e.manifest().backup_name == *name);
         let mut entry = waiting.ok_or_else(|| CarryError::Waits { name: name.clone() })?;
-        let asked = |p: &Pending| goals.iter().any(|g| g.store.name() == p.store);
+        // A store that waits for it in another directory has to have that one first.
+        let elsewhere = |p: &Pending| goals.iter().any(|g| g.store.name() == p.store && g.dir != p.dir);
         let form = [false, true].into_iter().find(|sealed| entry.parcel(*sealed).is_some());
-        let (Some(sealed), false) = (form, entry.pending().iter().any(asked)) else {
+        let (Some(sealed), false) = (form, entry.pending().iter().any(elsewhere)) else {
             return Err(CarryError::Waits { name: name.clone() });
         };
-        entry.also(pending(sealed))?;
+        let mut more = pending(sealed);
+        more.retain(|p| !entry.pending().iter().any(|known| known.store == p.store));
+        entry.also(more)?;
         return Ok(entry);
     }
     let bytes = copies.iter().filter_map(|c| c.entry.manifest.as_ref().ok()?.bytes).max().unwrap_or(0);

@@ -4,6 +4,8 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::World;
 use crate::archive::seal::{SealError, unseal};
 use crate::cancel::Cancel;
@@ -312,6 +314,21 @@ pub fn everywhere(
     Ok(found)
 }
 
+/// How far the clocks of two machines may be apart.
+pub const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
+
+/// Whether it was made after now, by a clock that was wrong. Of one that tells no time nobody knows.
+pub fn is_future(entry: &Entry, now: Timestamp) -> bool {
+    let time = entry.manifest.as_ref().ok().and_then(|m| m.timestamp.parse::<Timestamp>().ok());
+    time.is_some_and(|t| t.duration_since(now) > CLOCKS_DIFFER)
+}
+
+/// The newest one. One of the future would be that until its date, and hide all that is made meanwhile; only where there
+/// is no other it is taken, since then it may be the clock of this machine that is wrong.
+pub fn newest<'a>(entries: impl Iterator<Item = &'a Entry>, now: Timestamp) -> Option<&'a Entry> {
+    entries.max_by_key(|e| (!is_future(e, now), &e.name))
+}
+
 /// Chooses among `found`; several are the copies of one backup, or all backups.
 pub fn choose<'a>(found: Vec<Found<'a>>, wanted: &Wanted) -> Result<Vec<Found<'a>>, FindError> {
     match wanted {
@@ -322,10 +339,9 @@ pub fn choose<'a>(found: Vec<Found<'a>>, wanted: &Wanted) -> Result<Vec<Found<'a
             if copies.is_empty() { Err(FindError::NoBackup(name.to_string())) } else { Ok(copies) }
         }
         Wanted::Latest => {
-            let counts =
-                |f: &Found<'_>| f.entry.manifest.as_ref().is_ok_and(crate::manifest::Manifest::counts);
-            let newest = found.iter().filter(|f| counts(f)).map(|f| f.entry.name.clone()).max();
-            let newest = newest.ok_or(FindError::NoLatest)?;
+            let counts = |e: &&Entry| e.manifest.as_ref().is_ok_and(Manifest::counts);
+            let newest = newest(found.iter().map(|f| &f.entry).filter(counts), Timestamp::now());
+            let newest = newest.ok_or(FindError::NoLatest)?.name.clone();
             Ok(found.into_iter().filter(|f| f.entry.name == newest).collect())
         }
         Wanted::File(path) => Err(FindError::NoBackup(path.display().to_string())),

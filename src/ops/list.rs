@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::find::Found;
+use super::find::{self, Found};
+use crate::catalog::Entry;
 use crate::id::BackupName;
 use crate::marks::{Pin, Trash, Verified};
 
@@ -67,12 +68,9 @@ pub fn rows(found: &[Found<'_>], now: Timestamp) -> Vec<Row> {
         grouped.insert(key, row(f, damage, now));
     }
     let mut rows: Vec<Row> = grouped.into_values().collect();
-    let latest = found
-        .iter()
-        .filter(|f| f.entry.trash.is_none())
-        .filter(|f| f.entry.manifest.as_ref().is_ok_and(crate::manifest::Manifest::counts))
-        .map(|f| &f.entry.name)
-        .max();
+    let counts =
+        |e: &&Entry| e.trash.is_none() && e.manifest.as_ref().is_ok_and(crate::manifest::Manifest::counts);
+    let latest = find::newest(found.iter().map(|f| &f.entry).filter(counts), now).map(|e| &e.name);
     for row in &mut rows {
         row.latest = row.error.is_none() && Some(&row.name) == latest;
     }

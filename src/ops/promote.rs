@@ -7,19 +7,19 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 
 use super::World;
-use super::backup::{Failure, Outcome, StoreResult, expected_of};
-use super::carry::{self, CarryError, Goal};
+use super::backup::{Failure, Outcome, StoreResult, expected_of, seals};
+use super::carry::{self, CarryError, Goal, There};
 use super::find::{self, Filter, FindError, Found};
 use super::prune;
 use crate::cancel::Interrupted;
-use crate::catalog::Listing;
 use crate::config::Tier;
+use crate::delivery::{DeliveryError, Place, Receipt};
 use crate::hint::{Hint, chain};
 use crate::manifest::{Manifest, State};
 use crate::progress::{Event, What};
 use crate::run_guard::RunGuard;
 use crate::setup::Setup;
-use crate::store::{self, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::units::{millis, show_duration};
 
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +126,50 @@ fn time_of(manifest: &Manifest) -> Option<Timestamp> {
     manifest.timestamp.parse().ok()
 }
 
+/// What is to be done for a store of the tier.
+enum Asked {
+    For {
+        begun: bool,
+    },
+    /// Nothing: there it is.
+    Has(Receipt),
+    /// Nothing can be, before somebody looks.
+    Refused(Failure),
+}
+
+fn asked(setup: &Setup, to: Place<'_>, copies: &[Found<'_>], world: &World<'_>) -> Result<Asked, StoreError> {
+    let Some(source) = copies.first().and_then(|c| c.entry.manifest.as_ref().ok()) else {
+        return Ok(Asked::For { begun: false });
+    };
+    let (store, backup) = (to.store.name(), &source.backup_name);
+    // What is sealed anew has other bytes, and cannot take the place of what is there.
+    let seals_anew = !source.encryption.is_sealed() && seals(setup, to.store);
+    let refused = |error: String, hint: String| Asked::Refused(Failure { error, hint: Some(hint) });
+    Ok(match carry::there(to, source, world.cancel)? {
+        There::Nothing => Asked::For { begun: false },
+        There::Unfinished => Asked::For { begun: true },
+        There::Good(receipt) => Asked::Has(receipt),
+        There::Unproven(sha256) if sha256 == source.sha256 && !seals_anew => Asked::For { begun: true },
+        There::Unproven(_) => refused(
+            format!("its copy of {backup} is not known to be readable"),
+            format!("tars-backup verify --store {store} {backup}"),
+        ),
+        There::Trashed => refused(
+            format!("its copy of {backup} is in the trash"),
+            format!("to have it back: tars-backup undelete {backup}"),
+        ),
+        There::Other => {
+            let taken = DeliveryError::NameTaken { store: store.to_owned(), name: backup.to_string() };
+            Asked::Refused(Failure::of(&taken, world))
+        }
+    })
+}
+
+fn refused(store: &dyn Store, failure: Failure, world: &World<'_>) -> StoreResult {
+    world.monitor.event(Event::new(What::StoreFailed, failure.error.clone()).store(store.name()));
+    StoreResult { store: store.name().to_owned(), receipt: None, spooled: false, failure: Some(failure) }
+}
+
 /// Copies it to every store of the tier, and prunes there. The guard proves that nobody else does.
 pub fn run(
     setup: &Setup,
@@ -138,25 +182,43 @@ pub fn run(
     let name = &tier.name;
     world.monitor.event(Event::new(What::RunStarted, format!("Promoting from {from} to {name}")).tier(name));
     let copies = choose(setup, tier, from, world)?;
-    let mut stores = Vec::new();
-    let mut goals = Vec::new();
+    let (mut stores, mut goals, mut down) = (Vec::new(), Vec::new(), Vec::new());
+    let mut may_pass = false;
     for store in tier.stores.iter().filter_map(|s| setup.store(s)) {
         let dir = store::tier_dir(store, &setup.host, &tier.path);
-        let begun = store::check_marker(store, world.owner, world.cancel)
-            .and_then(|()| Listing::of(store, &dir, world.cancel))
-            .map(|listing| listing.used().any(|n| copies.first().is_some_and(|c| c.entry.name == n)));
-        match begun {
-            Ok(begun) => goals.push(Goal { store, dir, begun }),
+        let looked = store::check_marker(store, world.owner, world.cancel)
+            .and_then(|()| asked(setup, Place { store, dir: &dir }, &copies, world));
+        match looked {
+            Ok(Asked::For { begun }) => goals.push(Goal { store, dir, begun }),
+            Ok(Asked::Has(receipt)) => {
+                let text = format!("{} is in {} already", copies[0].entry.name, store.name());
+                let event = Event::new(What::Promoted, text).backup(&copies[0].entry.name).tier(name);
+                world.monitor.event(event.store(store.name()));
+                stores.push(StoreResult {
+                    store: store.name().to_owned(),
+                    receipt: Some(receipt),
+                    spooled: false,
+                    failure: None,
+                });
+            }
+            Ok(Asked::Refused(failure)) => stores.push(refused(store, failure, world)),
             Err(StoreError::Interrupted(i)) => return Err(i.into()),
-            Err(e) => stores.push(StoreResult {
-                store: store.name().to_owned(),
-                receipt: None,
-                // Whatever is newest then is copied the next time.
-                spooled: false,
-                failure: Some(Failure::of(&e, world)),
-            }),
+            Err(e) => {
+                may_pass |= e.may_pass();
+                down.push((store, dir, Failure::of(&e, world)));
+            }
         }
     }
+    // As after a run: what one store gets, or what may come back by itself, is kept for those that are down. What they
+    // have of that name is told apart when they are back: by its digest, or by its manifest where it is sealed.
+    let waits = may_pass || !goals.is_empty() || stores.iter().any(|s| s.receipt.is_some());
+    for (store, dir, failure) in down {
+        match waits {
+            true => goals.push(Goal { store, dir, begun: true }),
+            false => stores.push(refused(store, failure, world)),
+        }
+    }
+    let before = stores.iter().filter(|s| s.receipt.is_some()).count();
     if !goals.is_empty() {
         for done in carry::carry(setup, &copies.iter().collect::<Vec<_>>(), &goals, world)? {
             let spooled = done.receipt.is_none();
@@ -172,8 +234,10 @@ pub fn run(
     let manifest = copies.first().and_then(|c| c.entry.manifest.as_ref().ok());
     let (mut pruned, mut prune_failure) = (Vec::new(), None);
     if let Some(m) = manifest.filter(|_| !have.is_empty()) {
-        let text = format!("Promoted {} from {from} to {name}", m.backup_name);
-        world.monitor.event(Event::new(What::Promoted, text).backup(&m.backup_name).tier(name));
+        if have.len() > before {
+            let text = format!("Promoted {} from {from} to {name}", m.backup_name);
+            world.monitor.event(Event::new(What::Promoted, text).backup(&m.backup_name).tier(name));
+        }
         (pruned, prune_failure) = prune::after_run(setup, tier, &m.backup_name, &have, world);
     }
     Ok(Outcome {

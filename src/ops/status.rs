@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::World;
 use super::backup::expected_of;
-use super::{apply, recover};
+use super::{apply, find, recover};
 use crate::cancel::Interrupted;
 use crate::catalog::{self, Entry};
 use crate::config::Tier;
@@ -157,7 +157,7 @@ pub fn run(setup: &Setup, held: Option<&HeldHost>, world: &World<'_>) -> Result<
                     a.into_iter().chain(b).max_by_key(|d| d.time)
                 };
                 match holds.get_mut(&key) {
-                    Some(known) if known.timestamp >= best.timestamp => {
+                    Some(known) if !is_newer(&best, known, now) => {
                         known.drilled = newest(known.drilled.take(), best.drilled);
                     }
                     known => {
@@ -220,6 +220,12 @@ fn listed(store: &dyn Store, dir: &str, world: &World<'_>) -> Result<Vec<Entry>,
     Ok(entries)
 }
 
+/// Whether it is a better point to come back to. Like the latest of all, one of the future is that only without another.
+fn is_newer(one: &Restorable, than: &Restorable, now: Timestamp) -> bool {
+    let rank = |r: &Restorable| r.timestamp.map(|t| (t.duration_since(now) <= find::CLOCKS_DIFFER, t));
+    rank(one) > rank(than)
+}
+
 fn time_of(manifest: &Manifest) -> Option<Timestamp> {
     manifest.timestamp.parse().ok()
 }
@@ -233,7 +239,7 @@ fn restorable(
     now: Timestamp,
 ) -> Restorable {
     let holds = |e: &&Entry| e.manifest.as_ref().is_ok_and(|m| m.whole().any(|(name, _)| name == component));
-    let best = entries.iter().rev().find(holds);
+    let best = find::newest(entries.iter().filter(holds), now);
     let timestamp = best.and_then(|e| e.manifest.as_ref().ok()).and_then(time_of);
     Restorable {
         component: component.to_owned(),
@@ -359,7 +365,7 @@ fn judge(
         };
         status.problems.push(Remark::new(what, hint));
     }
-    let newest = entries.iter().rev().find(|e| counts(e));
+    let newest = find::newest(entries.iter().filter(|e| counts(e)), now);
     let timestamp = newest.and_then(|e| e.manifest.as_ref().ok()).and_then(time_of);
     match (newest, timestamp) {
         (Some(entry), Some(made)) => {
@@ -367,7 +373,14 @@ fn judge(
                 let what = format!("{}, the newest of {place}, is not known to be readable", entry.name);
                 status.problems.push(Remark::new(what, format!("tars-backup verify {}", entry.name)));
             }
-            if timer.missed(made, now) {
+            if find::is_future(entry, now) {
+                // Whether the timer still works cannot be seen from it.
+                let what = format!(
+                    "the newest good backup of {place} is of the future, {}: a clock was or is wrong",
+                    made.strftime("%F %T UTC")
+                );
+                status.problems.push(Remark::new(what, format!("timedatectl; when it is right: {again}")));
+            } else if timer.missed(made, now) {
                 let what =
                     format!("{place} is late: its newest good backup is of {}", made.strftime("%F %T UTC"));
                 status.problems.push(Remark::new(
@@ -385,7 +398,7 @@ fn judge(
         }
     }
     drilled_badly(store, &place, entries, status);
-    let latest = entries.last().filter(|e| newest.is_none_or(|n| n.name < e.name));
+    let latest = find::newest(entries.iter(), now).filter(|e| newest.is_none_or(|n| n.name != e.name));
     if let Some((entry, manifest)) = latest.and_then(|e| Some((e, e.manifest.as_ref().ok()?))) {
         if entry.has_open_anomaly() {
             let what = format!("{} of {place} shrank: {}", entry.name, manifest.anomalies.join(", "));
