@@ -20,6 +20,7 @@ use crate::archive::unpack::{self, Limits, Survey};
 use crate::change::{self, Change, Scratch};
 use crate::docker::{Container, Place, Seat};
 use crate::manifest::Component;
+use crate::mounts;
 use crate::reach::Reach;
 use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
@@ -274,6 +275,15 @@ impl TreeTarget {
         Ok(done.warnings())
     }
 
+    fn exchange(&self, context: &Context<'_>, work: &Work<'_>) -> Result<Change, SourceError> {
+        let beside = change::beside(&self.live, work.id);
+        let carried = match self.live.is_dir() {
+            true => tree::left_out(&self.live, &self.left_out(work), context.cancel)?,
+            false => Vec::new(),
+        };
+        Ok(change::plan_directory(&self.live, &beside, carried)?)
+    }
+
     /// In a container's own layer, lets nothing of its image show through the new directory.
     pub fn hide_image(&self, beside: &Path) -> Result<(), SourceError> {
         if let Some(Place { seat: Seat::Layer { .. }, .. }) = &self.place {
@@ -312,6 +322,7 @@ impl Target for TreeTarget {
                 "is its disk mounted? make the directory above it, or restore elsewhere with --to",
             )
         })?;
+        mounts::must_hold_none(&self.live)?;
         let found = Self::survey_member(context, work)?;
         let on = if self.live.is_dir() { &self.live } else { parent };
         Ok((on.to_owned(), found.data_bytes + 4096 * found.inodes))
@@ -329,12 +340,9 @@ impl Target for TreeTarget {
     }
 
     fn change(&self, context: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
-        let beside = change::beside(&self.live, work.id);
-        let carried = match self.live.is_dir() {
-            true => tree::left_out(&self.live, &self.left_out(work), context.cancel)?,
-            false => Vec::new(),
-        };
-        Ok(change::plan_directory(&self.live, &beside, carried)?)
+        // Looked at again: a person may have thought about the plan for long.
+        mounts::must_hold_none(&self.live)?;
+        self.exchange(context, work)
     }
 
     fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {
