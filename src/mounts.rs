@@ -23,6 +23,8 @@ pub enum MountError {
     Hung { path: PathBuf, seconds: u64 },
     #[error("nothing is mounted at {path} or above it")]
     NotMounted { path: PathBuf },
+    #[error("another file system is mounted at {inner}: it would go with the old data of {path}")]
+    Inside { path: PathBuf, inner: PathBuf },
     #[error("cannot look at {path}")]
     Look {
         path: PathBuf,
@@ -40,6 +42,9 @@ impl crate::hint::Hint for MountError {
             }
             Self::Hung { path, .. } => {
                 Some(format!("the mount hangs; look at the server, or umount -l {}", path.display()))
+            }
+            Self::Inside { inner, .. } => {
+                Some(format!("unmount it: umount {}; or restore elsewhere with --to DIR", inner.display()))
             }
         }
     }
@@ -137,6 +142,21 @@ pub fn mount_point(path: &Path) -> io::Result<PathBuf> {
     Ok(Table::read()?.disk_of(&real))
 }
 
+/// An error when something is mounted below `path`: whatever takes the place of that directory would take it along, and
+/// whoever removes the old one would empty it. One that is not there holds nothing.
+pub fn must_hold_none(path: &Path) -> Result<(), MountError> {
+    let look = |path: &Path, source| MountError::Look { path: path.to_owned(), source };
+    let real = match std::fs::canonicalize(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|e| look(path, e))?,
+    };
+    let table = Table::read().map_err(|e| look(Path::new(MOUNTINFO), e))?;
+    match table.below(&real) {
+        Some(inner) => Err(MountError::Inside { path: path.to_owned(), inner: inner.to_owned() }),
+        None => Ok(()),
+    }
+}
+
 /// Where the disk of `path` is mounted, or will be: by what is mounted now and by /etc/fstab. None: on the root disk. Links
 /// are not followed, and no disk has to answer.
 pub fn expected_mount(path: &Path) -> Option<PathBuf> {
@@ -218,9 +238,11 @@ impl Mounted {
     }
 }
 
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+
 impl Table {
     pub fn read() -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
+        Ok(Self::parse(&std::fs::read(MOUNTINFO)?))
     }
 
     pub(crate) fn parse(mountinfo: &[u8]) -> Self {
@@ -260,6 +282,14 @@ impl Table {
             }
         }
         PathBuf::from("/")
+    }
+
+    /// A mount in `real`, a path without links, that is not `real` itself. Of several in each other the innermost, which is
+    /// the first to be unmounted.
+    fn below(&self, real: &Path) -> Option<&Path> {
+        let inside =
+            self.0.iter().map(|m| m.point.as_path()).filter(|at| *at != real && at.starts_with(real));
+        inside.max_by_key(|at| at.components().count())
     }
 
     /// The disk that `path` lies on by its name; None: that of the root.
@@ -317,6 +347,21 @@ mod tests {
         assert_eq!(disk(table, Path::new("/mnt/my nas/backups")), Path::new("/mnt/my nas"));
         assert_eq!(disk(table, Path::new("/mnt/other")), Path::new("/mnt"));
         assert_eq!(disk(table, Path::new("/mntx")), Path::new("/"));
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_directory_is_found_and_the_directory_itself_is_not() {
+        let table = Table::parse(
+            b"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:5 / /srv/data rw - tmpfs x rw\n\
+              3 2 0:6 / /srv/data/my\\040nas rw - tmpfs t rw\n4 3 0:7 / /srv/data/my\\040nas/deep rw - tmpfs t rw\n",
+        );
+        let below = |path: &str| table.below(Path::new(path)).map(|at| at.display().to_string());
+        assert_eq!(below("/srv/data"), Some("/srv/data/my nas/deep".into()));
+        assert_eq!(below("/srv/data/my nas"), Some("/srv/data/my nas/deep".into()));
+        assert_eq!(
+            (below("/srv/data/my nas/deep"), below("/srv/dat"), below("/srv/data/my")),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::archive::unpack::{self, Limits, Survey};
 use crate::change::{self, Change, Scratch};
 use crate::docker::{Container, Place, Seat};
 use crate::manifest::Component;
+use crate::mounts;
 use crate::reach::Reach;
 use crate::run_journal::{RunJournal, Step};
 use crate::source::{Context, SourceError};
@@ -288,6 +289,15 @@ impl TreeTarget {
         Ok(done.warnings())
     }
 
+    fn exchange(&self, context: &Context<'_>, work: &Work<'_>) -> Result<Change, SourceError> {
+        let beside = change::beside(&self.live, work.id);
+        let carried = match self.live.is_dir() {
+            true => tree::left_out(&self.live, &self.left_out(work), context.own_dirs, context.cancel)?,
+            false => Vec::new(),
+        };
+        Ok(change::plan_directory(&self.live, &beside, carried)?)
+    }
+
     /// In a container's own layer, lets nothing of its image show through the new directory.
     pub fn hide_image(&self, beside: &Path) -> Result<(), SourceError> {
         if let Some(Place { seat: Seat::Layer { .. }, .. }) = &self.place {
@@ -326,6 +336,7 @@ impl Target for TreeTarget {
                 "is its disk mounted? make the directory above it, or restore elsewhere with --to",
             )
         })?;
+        mounts::must_hold_none(&self.live)?;
         self.must_hold_nothing_of_ours(context)?;
         let found = Self::survey_member(context, work)?;
         let on = if self.live.is_dir() { &self.live } else { parent };
@@ -344,12 +355,9 @@ impl Target for TreeTarget {
     }
 
     fn change(&self, context: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
-        let beside = change::beside(&self.live, work.id);
-        let carried = match self.live.is_dir() {
-            true => tree::left_out(&self.live, &self.left_out(work), context.own_dirs, context.cancel)?,
-            false => Vec::new(),
-        };
-        Ok(change::plan_directory(&self.live, &beside, carried)?)
+        // Looked at again: a person may have thought about the plan for long.
+        mounts::must_hold_none(&self.live)?;
+        self.exchange(context, work)
     }
 
     fn compare(&self, context: &Context<'_>, component: &Component) -> Result<Vec<Compared>, SourceError> {

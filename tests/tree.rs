@@ -191,6 +191,35 @@ fn another_file_system_inside_is_a_failure_unless_allowed_or_excluded() {
     assert!(!listing.contains("inner"), "{listing}");
 }
 
+/// Excluded, as the hint says, it cannot be taken over; taken along, it would go with the old files.
+#[test]
+fn a_directory_is_not_restored_as_long_as_another_file_system_is_mounted_inside() {
+    for more in ["exclude = [\"in ner\"]", "cross_mounts = true"] {
+        let home = Home::new().documents();
+        let lines = format!("type = \"directory\"\npath = \"{}\"\n{more}", home.at("docs"));
+        let home = home.only_source("documents", &lines).ready();
+        let inner = docs(&home).join("in ner");
+        std::fs::create_dir(&inner).unwrap();
+        sh(&format!("mount -t tmpfs t '{0}' && echo data > '{0}/file'", inner.display()));
+        home.backup(0);
+        std::fs::write(home.path("docs/a.txt"), "changed\n").unwrap();
+        let before = describe(&docs(&home));
+        let shown = home.tars(&["restore", "--latest", "--dry-run"]);
+        let done = home.tars(&["restore", "--latest", "--yes"]);
+        let after = describe(&docs(&home));
+        let still = sh(&format!("cat '{}/file'; ls -A '{}'", inner.display(), home.root().display()));
+        sh(&format!("umount '{}'", inner.display()));
+        for told in [shown, done] {
+            let at = format!("another file system is mounted at {}", inner.display());
+            told.expect(1).says(&at).says("umount ").says("--to DIR");
+        }
+        assert_eq!(after, before, "{more}");
+        assert!(still.starts_with("data\n") && !still.contains(".tars-restore"), "{still}");
+        home.tars(&["restore", "--latest", "--yes"]).expect(0);
+        assert_eq!(std::fs::read_to_string(home.path("docs/a.txt")).unwrap(), "hello\n");
+    }
+}
+
 #[test]
 fn an_empty_or_missing_or_unmounted_directory_is_a_failure() {
     let home = Home::new();

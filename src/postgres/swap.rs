@@ -238,7 +238,9 @@ impl Databases {
                 self.exchange(&server, &database, Way::Back)?;
                 continue;
             }
-            let left: Vec<&Pair> = self.pairs.iter().filter(|p| names.contains_key(&p.new_oid)).collect();
+            // Under another name it was kept for a person, by somebody who was killed before he could say so.
+            let is_ours = |p: &&Pair| names.get(&p.new_oid) == Some(&p.new);
+            let left: Vec<&Pair> = self.pairs.iter().filter(is_ours).collect();
             if left.is_empty() {
                 break;
             }
@@ -272,10 +274,14 @@ impl Databases {
         let suffix = format!("_restored_{}", id.trim_start_matches("tars-backup-"));
         let mut kept = Vec::new();
         for p in &self.pairs {
-            let Some(now) = names.get(&p.new_oid) else { continue };
-            let to = beside(&p.name, &suffix);
-            server.ask(&database, &format!("ALTER DATABASE {} RENAME TO {}", name(now), name(&to)))?;
-            kept.push(to);
+            match names.get(&p.new_oid) {
+                Some(now) if *now == p.new => {
+                    kept.push(rename_beside(&server, &database, now, &p.name, &suffix)?)
+                }
+                // Called again after a kill, it finds that it was done.
+                Some(now) => kept.push(now.clone()),
+                None => {}
+            }
         }
         Ok(Some(self.told(&kept)))
     }
@@ -294,15 +300,37 @@ impl Databases {
         for p in &self.pairs {
             let Some(now) = p.old_oid.and_then(|o| names.get(&o)) else { continue };
             if *now == p.old {
-                let to = beside(&p.name, &suffix);
-                server.ask(&database, &format!("ALTER DATABASE {} RENAME TO {}", name(now), name(&to)))?;
-                kept.push(to);
+                kept.push(rename_beside(&server, &database, now, &p.name, &suffix)?);
             } else if *now != p.name {
                 kept.push(now.clone());
             }
         }
         Ok((!kept.is_empty()).then(|| self.told(&kept)))
     }
+}
+
+/// Gives the database `now` a name that begins with `name` and goes on with `suffix`: the name that it has then.
+fn rename_beside(
+    server: &Server,
+    from: &str,
+    now: &str,
+    called: &str,
+    suffix: &str,
+) -> Result<String, DockerError> {
+    let taken = server.ask(from, "SELECT datname FROM pg_database")?;
+    let to = free_beside(called, suffix, &taken);
+    server.ask(from, &format!("ALTER DATABASE {} RENAME TO {}", name(now), name(&to)))?;
+    Ok(to)
+}
+
+/// The same backup may have been restored before, and what was kept then is there still: a number tells them apart.
+fn free_beside(name: &str, suffix: &str, taken: &[String]) -> String {
+    let (mut to, mut number) = (beside(name, suffix), 1);
+    while taken.contains(&to) {
+        number += 1;
+        to = beside(name, &format!("{suffix}.{number}"));
+    }
+    to
 }
 
 /// A name that begins with `name`, ends with `suffix` and is not too long for a database.
@@ -339,5 +367,21 @@ mod tests {
         let long = beside(&"é".repeat(31), "__tars_new_12345678");
         assert!(long.len() <= 63 && long.ends_with("__tars_new_12345678"), "{long}");
         assert_eq!(long.chars().filter(|c| *c == 'é').count(), 22);
+    }
+
+    #[test]
+    fn a_name_beside_that_is_taken_gets_a_number() {
+        let mut taken = vec!["app".to_owned()];
+        for wanted in ["app_before_1", "app_before_1.2", "app_before_1.3"] {
+            taken.push(free_beside("app", "_before_1", &taken));
+            assert_eq!(taken.last().map(String::as_str), Some(wanted));
+        }
+        // Two that differ only where there is no room for it.
+        let long = ["a".repeat(60) + "b", "a".repeat(60) + "c"];
+        let mut taken = Vec::new();
+        for name in &long {
+            taken.push(free_beside(name, "_before_1", &taken));
+        }
+        assert!(taken[0] != taken[1] && taken.iter().all(|t| t.len() <= 63), "{taken:?}");
     }
 }

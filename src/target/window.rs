@@ -109,14 +109,9 @@ impl Target for WindowTarget {
         opened.tree.unpack(context, work, &beside)
     }
 
-    fn change(
-        &self,
-        context: &Context<'_>,
-        journal: &RunJournal,
-        work: &Work<'_>,
-    ) -> Result<Change, SourceError> {
+    fn change(&self, context: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
         let opened = self.opened(context)?;
-        let inner = opened.tree.change(context, journal, work)?.with_paths(|path| opened.inside(path));
+        let inner = opened.tree.exchange(context, work)?.with_paths(|path| opened.inside(path));
         Ok(Change::Window { helper: opened.helper.clone(), inner: Box::new(inner) })
     }
 

@@ -555,6 +555,40 @@ fn without_a_safety_copy_the_old_databases_stay_under_another_name() {
     assert_eq!(kept.len(), 2, "{names}");
     assert_eq!(lab.sql(&pg, kept[1], "SELECT v FROM t"), "after\n");
     assert_clean(&lab, &home, &pg);
+
+    // The same backup once more: the name is taken by what was replaced the first time.
+    small(&lab, &pg, "later");
+    home.tars(&["restore", "--latest", "--yes"]).expect(0).says(&format!("{}.2", kept[1]));
+    assert_eq!(value(&lab, &pg), "before");
+    assert_eq!(lab.sql(&pg, kept[1], "SELECT v FROM t"), "after\n");
+    assert_eq!(lab.sql(&pg, &format!("{}.2", kept[1]), "SELECT v FROM t"), "later\n");
+    assert_clean(&lab, &home, &pg);
+}
+
+/// As after a kill between giving a new database the name under which it is kept, and saying so.
+#[test]
+fn a_new_database_that_has_another_name_by_now_is_left_and_the_undoing_ends() {
+    let lab = Lab::new();
+    let pg = lab.postgres("postgres");
+    small(&lab, &pg, "before");
+    let home = home_of(&pg, "");
+    home.backup(0);
+    small(&lab, &pg, "after");
+    let mut child = restore_to_kill(&home, false, &[]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let journal = home.path("state/run.journal");
+    while !std::fs::read_to_string(&journal).unwrap_or_default().contains("\"step\":\"change\"") {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it changed anything");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let new = "SELECT datname FROM pg_database WHERE datname LIKE 'tars_home__tars_new_%'";
+    let new = lab.sql(&pg, "template1", new);
+    lab.sql(&pg, "template1", &format!("ALTER DATABASE \"{}\" RENAME TO kept", new.trim()));
+    home.tars(&["recover"]).expect(0);
+    assert_eq!(value(&lab, &pg), "after");
+    assert_eq!(lab.sql(&pg, "kept", "SELECT v FROM t"), "before\n");
+    assert_clean(&lab, &home, &pg);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::chroma::{Client, Collection, Import};
 use crate::docker::{Container, DockerError, Place};
 use crate::hint::{Hint, chain};
 use crate::manifest::Component;
+use crate::mounts;
 use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError, tree_target};
 use crate::target::{Compared, Existing, Target, TreeTarget, Work, make_empty_like};
@@ -241,6 +242,7 @@ impl Target for ChromaTarget<'_> {
                 "take one of a tier that is in `export` of the source, or leave --via-export out",
             ));
         }
+        mounts::must_hold_none(&self.tree.live)?;
         let on =
             if self.tree.live.is_dir() { Some(self.tree.live.as_path()) } else { self.tree.live.parent() };
         Ok((on.unwrap_or(Path::new("/")).to_owned(), 2 * work.component.bytes_in))
@@ -283,6 +285,7 @@ impl Target for ChromaTarget<'_> {
         work: &Work<'_>,
     ) -> Result<Change, SourceError> {
         if work.wishes.via_export {
+            mounts::must_hold_none(&self.tree.live)?;
             let beside = change::beside(&self.tree.live, work.id);
             return Ok(change::plan_directory(&self.tree.live, &beside, Vec::new())?);
         }

@@ -23,6 +23,7 @@ use crate::docker::{Container, Docker, Place};
 use crate::format::rdb::{self, Checked};
 use crate::hint::chain;
 use crate::manifest::Component;
+use crate::mounts;
 use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError, reachable};
 use crate::target::{Compared, Existing, Target, TreeTarget, Work};
@@ -364,6 +365,7 @@ impl Target for RedisTarget<'_> {
     }
 
     fn survey(&self, _: &Context<'_>, work: &Work<'_>) -> Result<(PathBuf, u64), SourceError> {
+        mounts::must_hold_none(&self.tree.live)?;
         let found = work.open(work.member(".rdb")?, |body| self.read(work, body))?;
         let (rdb, bytes, made) = match &found {
             Checked::Counted(facts) => (facts.version, facts.bytes, facts.redis_version.clone()),
@@ -403,6 +405,7 @@ impl Target for RedisTarget<'_> {
 
     fn change(&self, _: &Context<'_>, _: &RunJournal, work: &Work<'_>) -> Result<Change, SourceError> {
         let live = &self.tree.live;
+        mounts::must_hold_none(live)?;
         let own = own_names(live, &self.layout)?;
         let carried = names(live)?.into_iter().filter(|n| n != change::NEW && !own.contains(n));
         let beside = change::beside(live, work.id);

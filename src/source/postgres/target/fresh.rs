@@ -4,6 +4,7 @@
 use super::{INITIALISING, PostgresTarget};
 use crate::change;
 use crate::docker::Place;
+use crate::mounts;
 use crate::run_journal::{How, RunJournal, Step};
 use crate::source::{Context, SourceError};
 use crate::target::{Work, make_empty_like};
@@ -26,6 +27,7 @@ impl PostgresTarget<'_> {
                 "empty it by hand and start the container; then restore without --fresh",
             ));
         }
+        mounts::must_hold_none(&data)?;
         Ok(place)
     }
 
