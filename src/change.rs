@@ -1182,6 +1182,15 @@ mod tests {
         assert!(!at("old").exists() && !at("new").exists());
     }
 
+    /// A database `live` that an application has open, and what would replace it by `new`.
+    fn in_use(dir: &Path, mode: &str) -> (Connection, Change) {
+        let at = |name: &str| dir.join(name);
+        drop(database(&at("new"), "new", "DELETE"));
+        let application = database(&at("live"), "old", mode);
+        copy_database(&at("live"), &at("old")).unwrap();
+        (application, plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap())
+    }
+
     /// Wherever a kill cut it: whoever comes next does the rest, and may come twice.
     #[test]
     fn bringing_a_database_back_can_be_repeated() {
@@ -1223,10 +1232,7 @@ mod tests {
         for mode in ["DELETE", "WAL"] {
             let dir = tempfile::tempdir().unwrap();
             let at = |name: &str| dir.path().join(name);
-            drop(database(&at("new"), "new", "DELETE"));
-            let application = database(&at("live"), "old", mode);
-            copy_database(&at("live"), &at("old")).unwrap();
-            let change = plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap();
+            let (application, change) = in_use(dir.path(), mode);
             application.execute("UPDATE t SET v = 'written since'", []).unwrap();
             if mode == "WAL" {
                 assert!(matches!(change.apply(None), Err(ChangeError::Locked { .. })));
@@ -1247,7 +1253,8 @@ mod tests {
         change.apply(None).unwrap();
         change.undo(None).unwrap();
         assert!(!at("live").exists() && !at("new").exists());
-        let _held = std::fs::write(at("holds the number of what is gone"), "");
+        // The inode of what is gone is given to the next file.
+        std::fs::write(at("takes the inode"), "").unwrap();
         drop(database(&at("live"), "of the application", "DELETE"));
         change.undo(None).unwrap();
         assert_eq!(value(&Connection::open(at("live")).unwrap()), "of the application");
@@ -1343,11 +1350,7 @@ mod tests {
     fn whoever_has_the_database_open_sees_the_new_data_or_stops_us() {
         for mode in ["DELETE", "WAL"] {
             let dir = tempfile::tempdir().unwrap();
-            let at = |name: &str| dir.path().join(name);
-            drop(database(&at("new"), "new", "DELETE"));
-            let application = database(&at("live"), "old", mode);
-            copy_database(&at("live"), &at("old")).unwrap();
-            let change = plan_database(&at("live"), &at("new"), Some(at("old"))).unwrap();
+            let (application, change) = in_use(dir.path(), mode);
             match (mode, change.apply(None)) {
                 ("DELETE", outcome) => {
                     outcome.unwrap();

@@ -160,7 +160,8 @@ impl Pending {
         for step in steps {
             match step {
                 Step::Run { socket, .. } => {
-                    pending.socket = socket;
+                    // A later run without an engine does not take that of what an earlier one left.
+                    pending.socket = socket.or(pending.socket);
                     drilling = false;
                 }
                 Step::Drill(drill) => {
@@ -368,10 +369,12 @@ mod tests {
     #[test]
     fn a_drill_that_is_still_there_hides_nothing_of_a_later_run() {
         let drill = Drill { id: "d".into(), at: Timestamp::UNIX_EPOCH };
-        let run = || Step::Run { pid: 1, socket: None };
-        let mut steps = vec![run(), Step::Drill(drill.clone()), Step::Hold(held("thrown away")), run()];
-        steps.push(Step::Hold(held("live")));
+        let run = |socket: Option<&str>| Step::Run { pid: 1, socket: socket.map(str::to_owned) };
+        let mut steps = vec![run(Some("/s")), Step::Drill(drill.clone()), Step::Hold(held("thrown away"))];
+        steps.extend([run(None), Step::Hold(held("live"))]);
         assert_eq!(Pending::of(steps.clone()).held, [held("live")]);
+        // Without it, its containers would be taken for none.
+        assert_eq!(Pending::of(steps.clone()).socket.as_deref(), Some("/s"));
         assert_eq!(Pending::of(steps.clone()).drill, Some(drill));
         steps.push(Step::DrillRemoved { id: "d".into() });
         assert_eq!(Pending::of(steps.clone()).held, [held("live")]);

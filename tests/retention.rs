@@ -664,18 +664,24 @@ fn a_tier_that_is_promoted_gets_the_newest_good_one_byte_for_byte() {
     assert_eq!(listed(&home, &["--tier", "cold"]).len(), 1);
 }
 
+/// A plain backup, and a tier `cold` in a bucket that gets it sealed; the recipient, and the file of the private key.
+fn sealed_when_promoted(endpoint: &str) -> (Home, String, String) {
+    let home = s3_home(endpoint, "");
+    let identity = home.at("identity");
+    let recipient = sh(&format!("age-keygen -o '{identity}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
+    let home = home.extra(&format!(
+        "[encryption]\nrecipients = [\"{recipient}\"]\n\
+         [tiers.cold]\nstores = [\"s3\"]\npath = \"monthly\"\npromote_from = \"hot\""
+    ));
+    home.write_config();
+    home.backup(0);
+    (home, recipient, identity)
+}
+
 #[test]
 fn a_plain_backup_is_sealed_when_it_is_promoted_out_of_the_house() {
     let server = S3sFs::start();
-    let keys = tempfile::tempdir().unwrap();
-    let identity = keys.path().join("identity").display().to_string();
-    let recipient = sh(&format!("age-keygen -o '{identity}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
-    let more = format!(
-        "[encryption]\nrecipients = [\"{recipient}\"]\n\
-         [tiers.cold]\nstores = [\"s3\"]\npath = \"monthly\"\npromote_from = \"hot\""
-    );
-    let home = s3_home(&server.endpoint(), &more);
-    home.backup(0);
+    let (home, recipient, identity) = sealed_when_promoted(&server.endpoint());
     let name = home.only();
     home.tars(&["backup", "--tier", "cold"]).expect(0);
     let dir = server.bucket().join("hosts/home-1/monthly");
@@ -706,15 +712,7 @@ fn a_plain_backup_is_sealed_when_it_is_promoted_out_of_the_house() {
 fn a_promotion_that_is_repeated_leaves_nothing_that_waits() {
     let server = S3sFs::start();
     let proxy = Proxy::start(&server.endpoint());
-    let keys = tempfile::tempdir().unwrap();
-    let identity = keys.path().join("identity").display().to_string();
-    let recipient = sh(&format!("age-keygen -o '{identity}' 2>&1 | grep -o 'age1.*'")).trim().to_owned();
-    let more = format!(
-        "[encryption]\nrecipients = [\"{recipient}\"]\n\
-         [tiers.cold]\nstores = [\"s3\"]\npath = \"monthly\"\npromote_from = \"hot\""
-    );
-    let home = s3_home(&proxy.endpoint(), &more);
-    home.backup(0);
+    let (home, ..) = sealed_when_promoted(&proxy.endpoint());
     let name = home.only();
     let cold = ["backup", "--tier", "cold"];
     let spool = || sh(&format!("ls -A '{}'", home.at("state/spool")));
